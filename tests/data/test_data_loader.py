@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from virb.data.images import ImageList
+from virb.data.loader import load_batches
+from virb.data.transforms import Geometry, View
+from virb.errors import BadImage
+
+SQUASH, VIEW, NATIVE = Geometry((6, 6), "squash"), Geometry((5, 5), view=View(0)), Geometry(None, "none", "none")
+
+
+class Listed(ImageList):
+    """Image i has height 4 + i % 3; reads are recorded, some fail, late ones come first."""
+
+    def __init__(self, n, bad=(), slow=0.0):
+        self.name, self.ids = "listed", [str(i) for i in range(n)]
+        self.bad, self.slow, self.reads = set(bad), slow, []
+
+    def read(self, i):
+        self.reads.append(i)
+        time.sleep(self.slow * ((i * 7) % 5))
+        if i in self.bad:
+            raise BadImage(f"folder/{i}.jpg: cannot be decoded")
+        return Image.fromarray(np.random.default_rng(i).integers(0, 256, (4 + i % 3, 7, 3), dtype=np.uint8))
+
+    def _describe(self):
+        return {"kind": "listed"}
+
+    def _contents(self):
+        return ()
+
+
+def decode_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("virb-decode")]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_order_pixels_and_one_decode_for_all_geometries(workers):
+    images, counted = Listed(23, slow=0.002), []
+    rows = np.random.default_rng(0).permutation(23)[:19]
+    batches = list(load_batches(images, rows, [SQUASH, VIEW, NATIVE, SQUASH], 5, workers, count=counted.append))
+    assert [len(batch.rows) for batch in batches] == [5, 5, 5, 4] == counted
+    assert sorted(images.reads) == sorted(rows)  # each once
+    assert np.concatenate([batch.rows for batch in batches]).tolist() == rows.tolist()
+    for batch in batches:
+        assert batch.pixels[SQUASH].shape == (len(batch.rows), 3, 6, 6)
+        assert batch.pixels[SQUASH].dtype == torch.uint8
+        assert batch.bad == {}
+        assert set(batch.pixels) == {SQUASH, VIEW, NATIVE}
+        for place, row in enumerate(batch.rows.tolist()):
+            image = Listed(23).read(row)
+            for geometry in (SQUASH, VIEW, NATIVE):
+                assert torch.equal(batch.pixels[geometry][place], geometry.apply(image, row))
+    assert isinstance(batches[0].pixels[NATIVE], list)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_bad_images_stop_the_load_and_leave_no_thread(workers):
+    images = Listed(200, bad=[31], slow=0.001)
+    batches = load_batches(images, range(200), [SQUASH], 8, workers)
+    assert [next(batches).rows.tolist()[0] for _ in range(3)] == [0, 8, 16]
+    with pytest.raises(BadImage, match=r"folder/31\.jpg"):
+        next(batches)
+    assert decode_threads() == []
+    assert len(images.reads) < 80
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_skipped_images_are_black_and_named(workers):
+    batches = list(load_batches(Listed(10, bad=[1, 7]), range(10), [SQUASH, NATIVE], 4, workers, on_bad_image="skip"))
+    assert {row: reason for batch in batches for row, reason in batch.bad.items()} == {
+        1: "folder/1.jpg: cannot be decoded",
+        7: "folder/7.jpg: cannot be decoded",
+    }
+    assert not batches[0].pixels[SQUASH][1].any()
+    assert batches[0].pixels[SQUASH][0].any()
+    assert batches[1].pixels[NATIVE][3].shape == (3, 1, 1)
+
+
+def test_threads_work_ahead_but_not_far():
+    images = Listed(400)
+    batches = load_batches(images, range(400), [SQUASH], 10, 4)
+    next(batches)
+    time.sleep(0.2)  # the consumer is slow
+    assert 10 < len(images.reads) <= 10 + 2 * 10
+    for _ in range(5):
+        next(batches)
+    time.sleep(0.1)
+    assert len(images.reads) <= 60 + 2 * 10
+    batches.close()
+    assert decode_threads() == []
+
+
+def test_nothing_to_load_and_wrong_batch_size():
+    assert list(load_batches(Listed(3), [], [SQUASH], 4, 2)) == []
+    with pytest.raises(ValueError, match="batch_size"):
+        next(load_batches(Listed(3), [0], [SQUASH], 0))
+
+
+def test_other_errors_are_not_taken_for_bad_images():
+    broken = Listed(3)
+    broken.read = lambda i: [][0]
+    with pytest.raises(IndexError):
+        list(load_batches(broken, [0], [SQUASH], 2, 2, on_bad_image="skip"))
+    assert decode_threads() == []

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from virb.data.transforms import Geometry, View, covering_size, draw_crop_flip
+from virb.errors import UserError
+
+MODES = {"nearest": InterpolationMode.NEAREST, "bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+SIZES = [(64, 64), (37, 91), (91, 37), (33, 35), (20, 300), (1, 1), (17, 1)]  # height, width
+
+
+def picture(height, width):
+    return Image.fromarray(np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", MODES)
+@pytest.mark.parametrize("shape", SIZES)
+def test_shorter_equals_torchvisions_resize_and_centre_crop(shape, interpolation):
+    image = picture(*shape)
+    reference = v2.Compose([v2.Resize(37, MODES[interpolation]), v2.CenterCrop(32), v2.PILToTensor()])
+    ours = Geometry((32, 32), "shorter", "center", 0.875, interpolation).apply(image, 0)
+    assert ours.dtype == torch.uint8
+    assert ours.shape == (3, 32, 32)
+    assert torch.equal(ours, reference(image))
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_squash_equals_torchvisions_resize(shape):
+    image = picture(*shape)
+    reference = v2.Compose([v2.Resize((24, 40), InterpolationMode.BICUBIC), v2.PILToTensor()])
+    assert torch.equal(Geometry((24, 40), "squash", interpolation="bicubic").apply(image, 0), reference(image))
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_no_resize_crops_the_centre_and_pads_with_black(shape):
+    image = picture(*shape)
+    reference = v2.Compose([v2.CenterCrop((30, 40)), v2.PILToTensor()])
+    assert torch.equal(Geometry((30, 40), "none", "center").apply(image, 0), reference(image))
+
+
+def test_native_size():
+    image = picture(19, 7)
+    pixels = Geometry(None, "none", "none").apply(image, 0)
+    np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("size", [(30, 50), (50, 30), (32, 32)])
+def test_the_covering_size_covers_barely_and_keeps_the_aspect(shape, size):
+    height, width = covering_size(*shape, size, 1.0)
+    assert height >= size[0]
+    assert width >= size[1]
+    assert (height == size[0] or width == size[1])
+    scale = max(height / shape[0], width / shape[1])
+    assert abs(height - scale * shape[0]) <= 1.0
+    assert abs(width - scale * shape[1]) <= 1.0
+
+
+def test_a_view_is_a_function_of_seed_number_and_row_only():
+    image = picture(80, 100)
+    geometry = Geometry((32, 32), view=View(1, "crop-flip", seed=4))
+    first = geometry.apply(image, 7)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    assert torch.equal(first, Geometry((32, 32), view=View(1, "crop-flip", seed=4)).apply(image, 7))
+    assert not torch.equal(first, geometry.apply(image, 8))
+    assert not torch.equal(first, Geometry((32, 32), view=View(2, "crop-flip", seed=4)).apply(image, 7))
+    assert not torch.equal(first, Geometry((32, 32), view=View(1, "crop-flip", seed=5)).apply(image, 7))
+
+
+def test_a_view_takes_the_same_crop_at_every_output_size():
+    shape, view = (80, 100), View(0)
+    for row in range(20):
+        top, left, height, width, flip = draw_crop_flip(*shape, view, row)
+        image = picture(*shape)
+        for size in ((16, 16), (40, 24)):
+            expected = image.crop((left, top, left + width, top + height)).resize(size[::-1], Image.Resampling.BILINEAR)
+            expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else expected
+            ours = Geometry(size, view=view).apply(image, row).permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(ours, np.asarray(expected))
+
+
+def test_random_crops_have_the_distribution_of_random_resized_crop():
+    height, width = 120, 90
+    ours = np.array([draw_crop_flip(height, width, View(0), row) for row in range(3000)], dtype=float)
+    torch.manual_seed(0)
+    image = torch.zeros(3, height, width)
+    reference = v2.RandomResizedCrop(8)
+    theirs = np.array([[p[k] for k in ("top", "left", "height", "width")] for p in (reference.make_params([image]) for _ in range(3000))])
+    for column in range(4):
+        for q in (0.1, 0.5, 0.9):
+            assert abs(np.quantile(ours[:, column], q) - np.quantile(theirs[:, column], q)) < 4.5
+    assert abs(ours[:, 4].mean() - 0.5) < 0.04
+    assert (ours[:, 0] >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] + ours[:, 3] <= width).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1)])
+def test_views_of_extreme_images(shape):
+    assert Geometry((8, 8), view=View(0)).apply(picture(*shape), 3).shape == (3, 8, 8)
+
+
+def test_records_are_json_and_tell_geometries_apart():
+    geometries = [
+        Geometry((32, 32)),
+        Geometry((32, 33)),
+        Geometry((32, 32), crop_pct=1.0),
+        Geometry((32, 32), "squash"),
+        Geometry((32, 32), "none"),
+        Geometry((32, 32), interpolation="bicubic"),
+        Geometry(None, "none", "none"),
+        Geometry((32, 32), view=View(0)),
+        Geometry((32, 32), view=View(1)),
+        Geometry((32, 32), view=View(0, seed=1)),
+    ]
+    records = {json.dumps(g.record(), sort_keys=True, allow_nan=False) for g in geometries}
+    assert len(records) == len(set(geometries)) == len(geometries)
+    assert Geometry((32, 32)).record() == {
+        "size": [32, 32],
+        "resize": "shorter",
+        "crop": "center",
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "view": None,
+        "decoder": "pillow",
+    }
+
+
+def test_equal_pixels_have_equal_keys():
+    assert Geometry((32, 32), "squash", "center", 0.9) == Geometry((32, 32), "squash", "none", 1)
+    assert Geometry((32, 32), view=View(3, "none")) == Geometry((32, 32))
+    assert Geometry((32, 32), "shorter", crop_pct=0.5, view=View(3)) == Geometry((32, 32), "squash", view=View(3))
+    assert hash(Geometry([32, 32])) == hash(Geometry((32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": (32, 32), "crop": "none"}, "different shapes"),
+        ({"size": None}, "native"),
+        ({"size": (0, 32)}, "at least 1"),
+        ({"size": (32, 32), "crop_pct": 0}, "crop_pct"),
+        ({"size": (32, 32), "interpolation": "lanczos"}, "interpolation"),
+        ({"size": (32, 32), "resize": "longer"}, "resize"),
+        ({"size": (32, 32), "view": View(0, "jitter")}, "augment"),
+    ],
+)
+def test_impossible_geometries_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Geometry(**arguments)

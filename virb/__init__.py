@@ -1,0 +1,3 @@
+"""ViRB: what do frozen visual encoders know?"""
+
+__version__ = "0.1.0"

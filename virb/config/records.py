@@ -1,0 +1,244 @@
+"""What the YAML files become: encoders and tasks as checked, unchanging records."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator
+
+from virb.config.check import Strict, describe
+from virb.config.tree import Where
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+OBJECT_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # package.module:Name
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _size(value: Any) -> Any:
+    if value is None:
+        return None
+    sides = [value, value] if _whole(value) else list(value) if isinstance(value, (list, tuple)) else []
+    if len(sides) != 2 or not all(_whole(side) and side >= 1 for side in sides):
+        raise ValueError(f"expected a size in pixels or [height, width], got {describe(value)}")
+    return tuple(sides)
+
+
+def _three_numbers(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_number, value)):
+        raise ValueError(f"expected three numbers (red, green, blue), got {describe(value)}")
+    return tuple(float(number) for number in value)
+
+
+def _views(value: Any) -> Any:
+    if value is None or value == "fresh" or (_whole(value) and value >= 1):
+        return value
+    raise ValueError(f"expected a whole number of at least 1, or fresh, got {describe(value)}")
+
+
+def _seeds(value: Any) -> Any:
+    if value is None:
+        return None
+    if _whole(value) and value >= 1:
+        return tuple(range(value))
+    if isinstance(value, (list, tuple)) and value and all(_whole(seed) and seed >= 0 for seed in value):
+        if len(set(value)) < len(value):
+            raise ValueError(f"a seed is given twice in {describe(value)}")
+        return tuple(value)
+    raise ValueError(f"expected how many seeds, or a list of seeds (whole numbers from 0), got {describe(value)}")
+
+
+def _features(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value.strip()):
+        return value
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) and item.strip() for item in value):
+        if len(set(value)) < len(value):
+            raise ValueError(f"a request is given twice in {describe(value)}")
+        return tuple(value)
+    raise ValueError(f"expected a request such as embedding, or a list of requests, got {describe(value)}")
+
+
+def _only_finite(value: Any) -> Any:
+    """Free-form values are hashed and written as strict JSON, which knows neither NaN nor infinity."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _only_finite(item)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected finite numbers, got {describe(value)}")
+    return value
+
+
+class InputOverride(Strict):
+    """How images reach an encoder; what is None stays the encoder's own. ``size`` is (height, width) in pixels."""
+
+    size: Annotated[tuple[int, int] | None, BeforeValidator(_size)] = None
+    resize: Literal["squash", "shorter"] | None = None
+    crop: Literal["center", "none"] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    mean: Annotated[tuple[float, float, float] | None, BeforeValidator(_three_numbers)] = None
+    std: Annotated[tuple[float, float, float] | None, BeforeValidator(_three_numbers)] = None
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if value is not None and min(value) <= 0:
+            raise ValueError(f"expected three numbers above 0, got {describe(value)}")
+        return value
+
+
+class EncoderKeys(Strict):
+    """The keys of one entry of an experiment list. At most one of ``arch``, ``timm`` and ``module``."""
+
+    weights: Text | None = None  # a file, or the words random and supervised
+    arch: Text | None = None
+    timm: Text | None = None
+    module: Text | None = None  # package.module:Class
+    checkpoint_key: Text | None = None
+    args: dict[str, Any] = Field(default_factory=dict)
+    input: InputOverride | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("args", "meta")
+    @classmethod
+    def _finite(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _only_finite(value)
+
+    @field_validator("timm", "module")
+    @classmethod
+    def _one_kind(cls, value: str | None, info: ValidationInfo) -> str | None:
+        other = next((key for key in ("arch", "timm") if key != info.field_name and info.data.get(key) is not None), None)
+        if value is not None and other is not None:
+            raise ValueError(f"{other} is given too; give one of arch, timm and module")
+        if value is not None and info.field_name == "module" and not OBJECT_NAME.fullmatch(value):
+            raise ValueError(f"expected package.module:Class, got {describe(value)}")
+        return value
+
+    @field_validator("checkpoint_key")
+    @classmethod
+    def _needs_a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and "weights" in info.data and info.data["weights"] in (None, "random", "supervised"):
+            raise ValueError("names a part of a weights file, but no file is given in weights")
+        return value
+
+
+class EncoderConfig(EncoderKeys):
+    """One encoder. The torchvision-supervised ResNet-50 of an empty ViRB 2021 path is arch ``resnet50`` with weights ``supervised``."""
+
+    name: str
+    where: Where = Field(exclude=True, repr=False)  # not part of equality
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EncoderConfig) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class TaskSettings(Strict):
+    """What the YAML schema of a task and its record share; None means not given."""
+
+    task: Text  # an id, or package.module:attribute
+    probe: Text | None = None
+    protocol: Text | None = None
+    num_epochs: Count | None = None
+    batch_size: Count | None = None
+    test_batch_size: Count | None = None
+    pre_encode: bool | None = None
+    task_head_weights_path: Text | None = None  # a glob; %s stands for the encoder's name
+    selection: Literal["val", "test-last", "test-best"] | None = None
+    seeds: Annotated[tuple[int, ...] | None, BeforeValidator(_seeds)] = None
+    data: dict[str, Any] | None = None
+    features: Annotated[str | tuple[str, ...] | None, BeforeValidator(_features)] = None
+    refit: bool | None = None
+    train_encoder: bool | None = None
+    on_bad_image: Literal["error", "skip"] | None = None
+    augment: Literal["none", "crop-flip"] | None = None
+
+    @field_validator("task_head_weights_path")
+    @classmethod
+    def _one_placeholder(cls, value: str | None) -> str | None:
+        if value is not None and value.count("%s") > 1:
+            raise ValueError(f"expected at most one %s (the encoder's name), got {describe(value)}")
+        return value
+
+    @field_validator("train_encoder")
+    @classmethod
+    def _no_fine_tuning_yet(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("fine-tuning is not available yet")
+        return value
+
+    @field_validator("data")
+    @classmethod
+    def _root_is_a_path(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        _only_finite(value)
+        if value and "root" in value and not (isinstance(value["root"], str) and value["root"]):
+            raise ValueError(f"root: expected a path, got {describe(value['root'])}")
+        return value
+
+
+class TaskKeys(TaskSettings):
+    """The keys of one task in YAML."""
+
+    num_dataset_repeats: Count | None = None  # ViRB 2021's name of views
+    views: Annotated[int | Literal["fresh"] | None, BeforeValidator(_views)] = None
+    training_configs: dict[str, Any] | None = None
+    grid: dict[str, Any] | None = None
+
+    @field_validator("views")
+    @classmethod
+    def _not_twice(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("num_dataset_repeats") is not None:
+            raise ValueError("given twice: num_dataset_repeats is its old name")
+        return value
+
+    @field_validator("views", "num_dataset_repeats")
+    @classmethod
+    def _fits_pre_encode(cls, value: Any, info: ValidationInfo) -> Any:
+        pre_encode = info.data.get("pre_encode")
+        if value == "fresh" and pre_encode is True:
+            raise ValueError("fresh views cannot be encoded in advance; leave out pre_encode: true")
+        if value not in (None, 1, "fresh") and pre_encode is False:
+            raise ValueError(f"{value} views are encoded in advance; leave out pre_encode: false")
+        return value
+
+    @field_validator("training_configs", "grid")
+    @classmethod
+    def _some_use(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if value is not None and not value:
+            raise ValueError("is empty")
+        if value is not None and info.data.get("task_head_weights_path") is not None:
+            raise ValueError("nothing is trained when task_head_weights_path gives the head; leave out one of them")
+        return value
+
+
+class TaskConfig(TaskSettings):
+    """One task of a file. ``training_configs`` are checked by the probe's own record and include those of ``grid``.
+
+    ``explicit`` has the place of every key that was given (``views`` also when written as num_dataset_repeats; a key of the file's
+    ``defaults`` points there), ``config_where`` that of every training config. Neither they nor ``where`` are part of equality.
+    """
+
+    label: str
+    views: int | Literal["fresh"] | None = None
+    training_configs: dict[str, SerializeAsAny[BaseModel]] | None = None
+    explicit: dict[str, Where] = Field(exclude=True, repr=False)
+    config_where: dict[str, Where] = Field(default_factory=dict, exclude=True, repr=False)
+    where: Where = Field(exclude=True, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskConfig) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash(self.label)

@@ -1,0 +1,85 @@
+"""An image file -> an upright PIL image in 8-bit RGB. Pillow is the reference decoder.
+
+What happens to what is not plain RGB:
+
+- EXIF orientation is applied; EXIF that cannot be read is ignored (the pixels are fine).
+- Grey, black-and-white, palette, CMYK and YCbCr are converted by Pillow.
+- Transparency is dropped, not composited: the colours stored in the file are kept, as torchvision and timm do.
+- 16 bit per channel keeps the high byte (``value >> 8``). Pillow does so for 16-bit colour; we do it for 16-bit grey,
+  which Pillow itself would clip to white.
+- 32-bit integers must lie in 0..65535 and count as 16 bit. Floating-point pixels have no defined range and are an error.
+- Of an animation or a file of many pages, the first is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from virb.errors import BadImage
+
+# What Pillow's plugins raise on broken files, beyond OSError.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, Image.DecompressionBombError)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_rgb(path: str) -> Image.Image:
+    """The image of a file, upright, 8-bit RGB. Raises BadImage, naming the file, when it cannot be read or decoded."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # before EXIF: in PNG it may stand after the pixels
+            return to_rgb(upright(image))
+    except UnidentifiedImageError:
+        raise BadImage(f"{path}: is not an image that can be read") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadImage(f"{path}: does not exist") from None
+    except _DECODE_ERRORS as error:
+        raise BadImage(f"{path}: cannot be decoded ({error or type(error).__name__})") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DECODE_ERRORS:
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow to 8-bit RGB, by the rules at the top of this file. ValueError where there is no rule."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("32-bit float pixels have no defined range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit integer pixels outside 0..65535")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns on the direct way from a palette; the colours are the same
+    return image.convert("RGB")
+
+
+def crop_box(image: Image.Image, box: Sequence[float] | np.ndarray) -> Image.Image:
+    """The part inside (x0, y0, x1, y1) pixels, rounded as Pillow's ``crop`` does, clipped to the image; ValueError when that is empty."""
+    x0, y0, x1, y1 = (round(float(edge)) for edge in box)
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height)
+    if x1 <= x0 or y1 <= y0:
+        edges = ", ".join(f"{float(edge):g}" for edge in box)
+        raise ValueError(f"box ({edges}) has no pixel of an image of {image.width} x {image.height}")
+    return image.crop((x0, y0, x1, y1))

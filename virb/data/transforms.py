@@ -1,0 +1,139 @@
+"""From a decoded image to uint8 pixels: resize, crop, and numbered views. Pillow resamples (with antialiasing), through torchvision v2."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from virb.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+_CROP_SCALE = (0.08, 1.0)  # share of the image's area in a random crop
+_CROP_RATIO = (3 / 4, 4 / 3)  # its width over its height
+
+
+@dataclass(frozen=True)
+class View:
+    """Augmented view ``number`` of an image: the same crop for every encoder and run, a function of (seed, number, row)."""
+
+    number: int
+    augment: Literal["none", "crop-flip"] = "crop-flip"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything between a decoded image and uint8 pixels; hashable, part of every cache key.
+
+    ``size``: (height, width), or None for native size (images then differ in shape).
+    ``resize``: "squash" both sides to ``size`` | "shorter": the image covers round(size / crop_pct) with its aspect kept (for a square:
+    its shorter side becomes that), then the centre is cropped | "none": centre crop only, black where the image is smaller.
+    ``view``: a random crop and flip instead of resize and crop.
+
+    Fields that do not matter for the others are set to one value, so that equal pixels have equal keys.
+    """
+
+    size: tuple[int, int] | None
+    resize: Literal["squash", "shorter", "none"] = "shorter"
+    crop: Literal["center", "none"] = "center"
+    crop_pct: float = 0.875
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    view: View | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            self._set("size", (int(self.size[0]), int(self.size[1])))
+        if self.view is not None and self.view.augment == "none":
+            self._set("view", None)
+        self._check()
+        if self.size is None:
+            self._set("interpolation", "nearest")
+        elif self.view is not None:
+            self._set("resize", "squash")
+        elif self.resize == "none":
+            self._set("interpolation", "nearest")
+        if self.resize == "squash":
+            self._set("crop", "none")
+        self._set("crop_pct", float(self.crop_pct) if self.resize == "shorter" else 1.0)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        for name, allowed in (
+            ("resize", ("squash", "shorter", "none")),
+            ("crop", ("center", "none")),
+            ("interpolation", ("nearest", "bilinear", "bicubic")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"geometry: {name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        if self.view is not None and self.view.augment != "crop-flip":
+            raise UserError(f"geometry: a view's augment is {self.view.augment!r}; expected one of none, crop-flip")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"geometry: crop_pct is {self.crop_pct}; expected more than 0 and at most 1")
+        if self.size is None:
+            if (self.resize, self.crop) != ("none", "none") or self.view is not None:
+                raise UserError("geometry: native size goes with resize none, crop none and no view")
+        elif min(self.size) < 1:
+            raise UserError(f"geometry: size is {self.size}; expected at least 1 x 1")
+        elif self.view is None and self.resize != "squash" and self.crop == "none":
+            raise UserError(f"geometry: resize {self.resize} without crop leaves images of different shapes; add crop center, or squash")
+
+    def record(self) -> dict[str, Any]:
+        """All fields, JSON-able, with the decoder: the ``geometry`` of a cache key."""
+        record = asdict(self)
+        record["size"] = None if self.size is None else list(self.size)
+        return {**record, "decoder": "pillow"}
+
+    def apply(self, image: Image.Image, row: int) -> torch.Tensor:
+        """uint8 (3, h, w) of a PIL RGB image; ``row`` is its place in the image list, which picks the random crop of a view."""
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
+        if self.size is None:
+            return functional.pil_to_tensor(image)
+        mode = InterpolationMode(self.interpolation)
+        if self.view is not None:
+            top, left, height, width, flip = draw_crop_flip(image.height, image.width, self.view, row)
+            image = functional.resized_crop(image, top, left, height, width, list(self.size), interpolation=mode)
+            return functional.pil_to_tensor(functional.horizontal_flip(image) if flip else image)
+        if self.resize == "squash":
+            image = functional.resize(image, list(self.size), interpolation=mode)
+        elif self.resize == "shorter":
+            image = functional.resize(image, list(covering_size(image.height, image.width, self.size, self.crop_pct)), interpolation=mode)
+        if self.crop == "center":
+            image = functional.center_crop(image, list(self.size))
+        return functional.pil_to_tensor(image)
+
+
+def covering_size(height: int, width: int, size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """The size, aspect kept, at which an image just covers round(size / crop_pct): torchvision's ``Resize(int)`` when that is a square."""
+    least_height, least_width = round(size[0] / crop_pct), round(size[1] / crop_pct)
+    if least_height * width >= least_width * height:
+        return least_height, max(least_width, int(least_height * width / height))
+    return max(least_height, int(least_width * height / width)), least_width
+
+
+def draw_crop_flip(height: int, width: int, view: View, row: int) -> tuple[int, int, int, int, bool]:
+    """top, left, height, width of the random crop in pixels, and whether it is flipped. The distribution of ``RandomResizedCrop``:
+    area and log aspect uniform, ten tries, else the largest centred crop with a permitted aspect."""
+    from virb.functional.randomness import numpy_generator
+
+    random = numpy_generator(view.seed, "view", view.number, row)
+    flip = bool(random.random() < 0.5)
+    for _ in range(10):
+        area = height * width * random.uniform(*_CROP_SCALE)
+        ratio = math.exp(random.uniform(math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(random.integers(0, height - crop_height + 1))
+            left = int(random.integers(0, width - crop_width + 1))
+            return top, left, crop_height, crop_width, flip
+    ratio = float(np.clip(width / height, *_CROP_RATIO))
+    crop_width, crop_height = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width, flip

@@ -1,0 +1,88 @@
+"""What an encoder is, as a hash: its tensors in memory, its architecture and arguments, and the source of code that is not ours.
+
+Two encoders with one ``encoder_id`` give the same outputs, so features are kept under it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from virb.io import hash_record
+
+_CHUNK = 1 << 26  # elements hashed at once, so that a large tensor on a device is not copied whole
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def encoder_id(network: nn.Module, record: Mapping[str, Any]) -> str:
+    """sha256 over (name, dtype, shape, bytes) of every parameter and buffer in order of name, and ``record`` (JSON-able: family,
+    architecture, arguments, position mode, seed, source). Where the tensors lie and how they were stored does not matter."""
+    digest = hashlib.sha256(hash_record(record).encode())
+    for name, tensor in sorted(_tensors(network), key=lambda item: item[0]):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        for part in tensor.detach().reshape(-1).split(_CHUNK):
+            digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from network.named_parameters(remove_duplicate=False)
+    yield from network.named_buffers(remove_duplicate=False)
+
+
+def source_of(network: nn.Module) -> dict[str, str]:
+    """package -> hash of its Python files, for every package that the network's classes come from (torch itself excepted)."""
+    modules = {type(module).__module__ for module in network.modules()}
+    packages = {name if name in ("__main__", "__mp_main__") else name.partition(".")[0] for name in modules} - {"torch"}
+    return {package: _hash_package(package) for package in sorted(packages)}
+
+
+@lru_cache(maxsize=64)
+def _hash_package(package: str) -> str:
+    module = sys.modules.get(package)
+    digest = hashlib.sha256()
+    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
+    for folder in folders:
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\n" + file.read_bytes())
+    file_name = getattr(module, "__file__", None)
+    if not folders and file_name is not None and Path(file_name).is_file():
+        digest.update(Path(file_name).read_bytes())
+    return digest.hexdigest()
+
+
+def definition_of(network: nn.Module) -> str:
+    """Hash of the source of the network's own class where Python knows it: for classes written in a notebook, which have no file."""
+    try:
+        return hashlib.sha256(inspect.getsource(type(network)).encode()).hexdigest()
+    except (OSError, TypeError):
+        return ""
+
+
+def settings_of(network: nn.Module) -> dict[str, Any]:
+    """Plain attributes of every submodule (strides, eps, scales, flags ...): what decides outputs and is in no tensor."""
+    settings = {}
+    for name, module in network.named_modules():
+        plain = {key: _plain(value) for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
+        kept = {key: value for key, value in sorted(plain.items()) if value is not None}
+        settings[name] = {"class": type(module).__qualname__, **kept}
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, list | tuple) and all(isinstance(item, _PLAIN) for item in value):
+        return repr(tuple(value))
+    if inspect.isfunction(value) or inspect.isbuiltin(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value)) if isinstance(value, torch.dtype) else None

@@ -1,0 +1,169 @@
+"""Any timm model: its pooled feature, and its maps through ``forward_intermediates``; preprocessing from its own pretrained config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from virb.encoders.base import Encoder, EncoderSpec, InputSpec, Single, Stage, evenly_spaced
+from virb.encoders.requests import suggest
+from virb.errors import UserError
+
+# What lets a model take any input size, by the names that timm's families have for it; a family without one keeps its own size.
+_ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+
+
+class TimmEncoder(Encoder):
+    """``tokens[i]``: block i of a ViT-like model, stage i of a convnet or hierarchical one. Norm: the model's own final norm, as timm's
+    ``forward_intermediates(norm=True)`` applies it (to the last stage only in hierarchical models)."""
+
+    family = "timm"
+    network: Any
+
+    def __init__(self, network: Any, name: str, arguments: Mapping[str, Any]) -> None:
+        maps = _feature_maps(network)
+        self_similar = len({stride for _, stride in maps}) == 1
+        levels = evenly_spaced(len(maps)) if self_similar and maps else range(len(maps))
+        self._with_prefix = _has_cls(network)
+        patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        draft = EncoderSpec(
+            name="",
+            embed_dim=int(getattr(network, "head_hidden_size", None) or network.num_features),
+            patch_size=max(patch) if isinstance(patch, tuple | list) else patch,
+            stages=tuple(Stage(f"tokens[{i}]", *maps[i]) for i in levels),
+            n_heads=_heads(network),
+            input=_input_spec(network),
+            n_params=0,
+            encoder_id="",
+            source="",
+            family=self.family,
+            format=self.format,
+            outputs=("embedding", *(("cls",) if self._with_prefix else ()), *(("tokens", "pyramid") if maps else ())),
+            architecture=f"timm:{name}",
+            depth=max(1, len(maps)),
+        )
+        super().__init__(network, draft, arguments)
+        self.ignored = tuple(f"{head}." for head in _classifiers(network))
+
+    def _outputs(self, images: Tensor, wanted: Collection[Single]) -> dict[Single, Tensor]:
+        found: dict[Single, Tensor] = {}
+        by_norm = {norm: [s for s in wanted if s.block is not None and s.norm == norm] for norm in (True, False)}
+        pooled = next((single for single in wanted if single.name == "embedding"), None)
+        for norm, singles in by_norm.items():  # timm norms all maps of a forward or none: asking for both takes two forwards
+            if singles:
+                final, maps = self._maps(images, singles, norm, with_final=pooled is not None and pooled not in found)
+                found.update(maps)
+                if final is not None and pooled is not None:
+                    found[pooled] = self.network.forward_head(final, pre_logits=True)
+        if pooled is not None and pooled not in found:
+            found[pooled] = self.network.forward_head(self.network.forward_features(images), pre_logits=True)
+        return found
+
+    def _maps(
+        self, images: Tensor, singles: Collection[Single], norm: bool, with_final: bool
+    ) -> tuple[Tensor | None, dict[Single, Tensor]]:
+        blocks = sorted({single.block for single in singles if single.block is not None})
+        options: dict[str, Any] = {"return_prefix_tokens": True} if any(single.name == "cls" for single in singles) else {}
+        answer = self.network.forward_intermediates(
+            images, indices=blocks, norm=norm, output_fmt="NCHW", intermediates_only=not with_final, stop_early=not with_final, **options
+        )
+        final, levels = answer if with_final else (None, answer)
+        place = dict(zip(blocks, levels, strict=True))
+        found: dict[Single, Tensor] = {}
+        for single in singles:
+            assert single.block is not None
+            level = place[single.block]
+            if single.name == "cls":
+                found[single] = level[1][:, 0]
+            else:
+                found[single] = level[0] if options else level
+        return final, found
+
+
+def create(name: str, arguments: Mapping[str, Any], pretrained: bool) -> TimmEncoder:
+    """An unsealed encoder; pretrained weights come from the hub's cache, else from the network. UserError says what is wrong."""
+    import timm
+
+    bare = name.partition(".")[0]
+    if "/" not in name and not timm.is_model(name):
+        raise UserError(f"timm has no model {name!r}{suggest(bare, timm.list_models())}")
+    for any_size in _ANY_SIZE:
+        options = {**any_size, **arguments}
+        try:
+            network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        except TypeError as error:
+            added = [key for key in any_size if key not in arguments]
+            if any(f"'{key}'" in str(error) for key in added):
+                continue
+            raise UserError(f"timm:{name} does not take {dict(arguments)}: {error}") from error
+        except OSError as error:
+            raise UserError(_offline(name, error)) from error
+        except RuntimeError as error:
+            raise UserError(f"timm:{name}: {error}") from error
+        return TimmEncoder(network, name, arguments)
+    raise UserError(f"timm:{name} cannot be built")
+
+
+def describe_pretrained(network: nn.Module) -> str:
+    """One line: which of timm's weights these are."""
+    config = getattr(network, "pretrained_cfg", {})
+    tag = f".{config['tag']}" if config.get("tag") else ""
+    origin = config.get("hf_hub_id") or config.get("url") or "timm"
+    return f"timm:{config.get('architecture', type(network).__name__)}{tag}, pretrained weights of {origin}"
+
+
+def _offline(name: str, error: OSError) -> str:
+    from huggingface_hub import constants
+
+    older = Path(torch.hub.get_dir()) / "checkpoints"
+    return (
+        f"cannot get the pretrained weights of timm:{name} ({type(error).__name__})\n"
+        f"  without a network, fill the cache {constants.HF_HUB_CACHE} (or {older} for timm's older addresses)\n"
+        f"  from a machine that has one, or name a file with `weights:`"
+    )
+
+
+def _feature_maps(network: nn.Module) -> list[tuple[int, int]]:
+    """(channels, stride) of each map that ``forward_intermediates`` can give; empty when the model does not have it."""
+    if not hasattr(network, "forward_intermediates"):
+        return []
+    info = getattr(network, "feature_info", [])
+    return [(int(item["num_chs"]), int(item["reduction"])) for item in getattr(info, "info", info)]
+
+
+def _has_cls(network: Any) -> bool:
+    if getattr(network, "cls_token", None) is None or not hasattr(network, "forward_intermediates"):
+        return False
+    return "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters
+
+
+def _heads(network: nn.Module) -> int | None:
+    blocks = getattr(network, "blocks", None)
+    attention = getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else None
+    return getattr(attention, "num_heads", None)
+
+
+def _classifiers(network: nn.Module) -> tuple[str, ...]:
+    names = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _input_spec(network: nn.Module) -> InputSpec:
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(network)
+    interpolation = config["interpolation"]
+    return InputSpec(
+        size=(config["input_size"][1], config["input_size"][2]),
+        resize="squash" if config["crop_mode"] == "squash" else "shorter",
+        crop="none" if config["crop_mode"] == "squash" else "center",
+        crop_pct=float(config["crop_pct"]),
+        interpolation=interpolation if interpolation in ("nearest", "bilinear", "bicubic") else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )

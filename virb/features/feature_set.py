@@ -1,0 +1,161 @@
+"""What probes read: the rows of a cache entry, or of a stream, joined into samples and kept in the fastest place that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from virb.features.cache import Slice
+
+
+class Rows(Protocol):
+    """Features of the rows of an image list."""
+
+    shape: tuple[int, ...] | None  # of a row; None when rows differ in shape
+    bad: Mapping[int, str]
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: np.ndarray) -> torch.Tensor:
+        """(len(rows), *shape), in storage precision, on the CPU or the job's device."""
+        ...
+
+    def read_one(self, row: int) -> torch.Tensor: ...
+
+
+class MappedRows:
+    """Rows of a complete cache entry, memory-mapped slice by slice."""
+
+    def __init__(self, slices: Sequence[Slice]) -> None:
+        self._starts = np.array([s.start for s in slices])
+        self._length = slices[-1].stop if slices else 0
+        self._maps = [np.memmap(s.path, dtype=s.dtype, mode="r") if s.stop > s.start else np.zeros(0) for s in slices]
+        self._slices = slices
+        shapes = {shape for s in slices for shape in s.shapes}
+        self.shape = next(iter(shapes)) if len(shapes) == 1 else None
+        self.bad = {row: reason for s in slices for row, reason in s.bad.items()}
+        self.dtype = torch.float32 if any(s.dtype == "float32" for s in slices) else torch.float16
+        if self.shape is None:
+            counts = [[int(np.prod(shape)) for shape in _row_shapes(s)] for s in slices]
+            self._offsets = [np.concatenate([[0], np.cumsum(c)]) for c in counts]
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def nbytes(self) -> int:
+        return sum(m.nbytes for m in self._maps)
+
+    def read(self, rows: np.ndarray) -> torch.Tensor:
+        if self.shape is None:
+            raise TypeError("rows of different shapes are read one by one")
+        rows = np.asarray(rows)
+        out = torch.empty((len(rows), *self.shape), dtype=self.dtype)
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        for index in np.unique(which):
+            here = np.flatnonzero(which == index)
+            block = self._maps[index].reshape(-1, *self.shape)
+            out[torch.from_numpy(here)] = torch.from_numpy(np.asarray(block[rows[here] - self._starts[index]])).to(self.dtype)
+        return out
+
+    def read_one(self, row: int) -> torch.Tensor:
+        if self.shape is not None:
+            return self.read(np.array([row]))[0]
+        index = int(np.searchsorted(self._starts, row, side="right")) - 1
+        local = row - int(self._starts[index])
+        values = self._maps[index][self._offsets[index][local] : self._offsets[index][local + 1]]
+        return torch.from_numpy(np.array(values)).reshape(_row_shapes(self._slices[index])[local])
+
+
+def _row_shapes(piece: Slice) -> Sequence[tuple[int, ...]]:
+    return piece.shapes if len(piece.shapes) == piece.stop - piece.start else piece.shapes * (piece.stop - piece.start)
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows encoded when they are asked for (a stream): nothing is kept. ``encode`` gives a tensor per row."""
+
+    length: int
+    shape: tuple[int, ...] | None
+    bad: Mapping[int, str]
+    encode: Callable[[np.ndarray], torch.Tensor | list[torch.Tensor]]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, rows: np.ndarray) -> torch.Tensor:
+        values = self.encode(np.asarray(rows))
+        if not isinstance(values, torch.Tensor):
+            raise TypeError("rows of different shapes are read one by one")
+        return values
+
+    def read_one(self, row: int) -> torch.Tensor:
+        return self.encode(np.array([row]))[0]
+
+
+class SampleFeatures:
+    """Features of samples (``virb.probes.base.Features``): K rows each, gathered from a working copy or straight from the source.
+
+    ``views`` hold the same rows seen through different augmentations; epoch e reads view e modulo their number.
+    """
+
+    def __init__(self, views: Sequence[Rows], row_values: np.ndarray, row_offsets: np.ndarray, device: torch.device, tier: str) -> None:
+        self.device, self.tier = device, tier
+        counts = np.diff(row_offsets)
+        self._values, self._offsets = row_values, row_offsets
+        self._fixed = row_values.reshape(len(counts), -1) if len(counts) and (counts == counts[0]).all() else None
+        self._views = list(views)
+        self._view = 0
+        row_shape = views[0].shape
+        self.shape: tuple[int, ...] | None = None
+        if self._fixed is not None and row_shape is not None:
+            k = self._fixed.shape[1]
+            self.shape = row_shape if k == 1 else (k, *row_shape)
+        self._copies: list[torch.Tensor] | None = None
+        if tier in ("device", "host") and row_shape is not None:
+            self._keep_copies()
+
+    def _keep_copies(self) -> None:
+        """Only the rows these samples use are copied, once, in storage precision."""
+        used, inverse = np.unique(self._values, return_inverse=True)
+        self._copies = []
+        for view in self._views:
+            rows = view.read(used)
+            if self.tier == "device":
+                rows = rows.to(self.device)
+            elif self.device.type == "cuda":
+                rows = rows.pin_memory()
+            self._copies.append(rows)
+        index = torch.from_numpy(np.ascontiguousarray(inverse.reshape(-1)))
+        if self._fixed is not None:
+            self._index = index.reshape(self._fixed.shape).to(self._copies[0].device)
+        self._inverse = index
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def set_epoch(self, epoch: int) -> None:
+        self._view = epoch % len(self._views)
+
+    def gather(self, samples: torch.Tensor | np.ndarray) -> torch.Tensor:
+        if self.shape is None or self._fixed is None:
+            raise TypeError("samples of different shapes are read one by one, by sample()")
+        if self._copies is not None:
+            copy = self._copies[self._view]
+            samples = torch.as_tensor(samples, device=copy.device)
+            rows = self._index[samples]
+            picked = copy[rows.reshape(-1)].to(self.device, non_blocking=True).float()
+        else:
+            picks = self._fixed[torch.as_tensor(samples).cpu().numpy()]
+            picked = self._views[self._view].read(picks.reshape(-1)).to(self.device).float()
+        return picked.reshape(len(samples), *self.shape)
+
+    def sample(self, index: int) -> list[torch.Tensor]:
+        span = range(int(self._offsets[index]), int(self._offsets[index + 1]))
+        if self._copies is not None:
+            return [self._copies[self._view][self._inverse[i]].to(self.device).float() for i in span]
+        return [self._views[self._view].read_one(int(self._values[i])).to(self.device).float() for i in span]

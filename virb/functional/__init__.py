@@ -1,0 +1,1 @@
+"""Pure functions on tensors and arrays: no model, no file, no state."""

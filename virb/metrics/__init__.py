@@ -1,0 +1,1 @@
+"""Metrics: per-sample statistics that add up, and the number their sum means."""

@@ -1,0 +1,118 @@
+"""What a metric is: statistics per sample that add up over a split, and the number that their sum means."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from virb.errors import UserError
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one metric keeps of each sample. A metric over classes names the class of each sample in ``group``, so that N x S numbers
+    stand for N x n_groups x S."""
+
+    values: np.ndarray  # (N, S) floats
+    group: np.ndarray | None = None  # (N,) integers in [0, n_groups)
+    n_groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2:
+            raise ValueError(f"Expected argument `values` to be N x S, but got shape {self.values.shape}")
+        if self.group is None:
+            if self.n_groups != 1:
+                raise ValueError(f"Expected argument `group` to be given with n_groups={self.n_groups}, but got None")
+            return
+        if self.group.shape != (len(self.values),) or not np.issubdtype(self.group.dtype, np.integer):
+            raise ValueError(f"Expected argument `group` to be {len(self.values)} integers, but got {self.group.dtype} {self.group.shape}")
+        if len(self.group) and (self.group.min() < 0 or self.group.max() >= self.n_groups):
+            raise ValueError(f"Expected argument `group` in [0, {self.n_groups}), but got {self.group.min()} to {self.group.max()}")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def total(self) -> np.ndarray:
+        """The sum over samples, n_groups x S float64. Totals of batches add up to the total of the split."""
+        values = self.values.astype(np.float64, copy=False)
+        if self.group is None:
+            return values.sum(axis=0, keepdims=True)
+        columns = [np.bincount(self.group, weights=column, minlength=self.n_groups) for column in values.T]
+        return np.stack(columns, axis=1) if columns else np.zeros((self.n_groups, 0))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Statistics]) -> Statistics:
+        """The statistics of batches, in their order, as those of the split."""
+        if not parts:
+            raise ValueError("Expected argument `parts` to have at least one batch, but got none")
+        kinds = {(part.group is None, part.n_groups, part.values.shape[1]) for part in parts}
+        if len(kinds) > 1:
+            raise ValueError("Expected argument `parts` to be batches of one metric, but they differ in groups or in statistics")
+        groups = [part.group for part in parts if part.group is not None]
+        values = np.concatenate([part.values for part in parts])
+        return Statistics(values, np.concatenate(groups) if groups else None, parts[0].n_groups)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number with a direction and a unit.
+
+    ``statistics(prediction, target)`` takes a batch of any size and gives one row per sample. ``values(sums)`` turns sums of shape
+    (..., n_groups, S) into numbers of shape (...), NaN where there is nothing to say; the leading axes are bootstrap resamples.
+    Values of unit ``%`` are fractions in [0, 1], shown times 100.
+    """
+
+    name: str
+    title: str  # for tables: "top-1"
+    higher_is_better: bool
+    unit: str
+    statistics: Callable[[Any, Any], Statistics]
+    values: Callable[[np.ndarray], np.ndarray]
+
+    def value(self, total: np.ndarray) -> float | None:
+        """The number of one split, from ``Statistics.total()``; None where there is nothing to say, never NaN."""
+        number = float(self.values(np.asarray(total, dtype=np.float64)))
+        return number if math.isfinite(number) else None
+
+    def score(self, prediction: Any, target: Any) -> float | None:
+        """The number of one split, straight from predictions and targets."""
+        return self.value(self.statistics(prediction, target).total())
+
+
+_METRICS: dict[str, Metric] = {}
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Makes the metric available under its name."""
+    if metric.name in _METRICS and _METRICS[metric.name] is not metric:
+        raise UserError(f"two metrics are named {metric.name}")
+    _METRICS[metric.name] = metric
+    return metric
+
+
+def metric_names() -> list[str]:
+    _load_builtin()
+    return sorted(_METRICS)
+
+
+def find_metric(name: str) -> Metric:
+    """A built-in metric by name, or a user's own by ``module:NAME``. KeyError with the list of names when there is none."""
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    _load_builtin()
+    if name not in _METRICS:
+        near = difflib.get_close_matches(name, _METRICS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise KeyError(f'no metric "{name}"; {hint}there are {", ".join(sorted(_METRICS))}')
+    return _METRICS[name]
+
+
+def _load_builtin() -> None:
+    importlib.import_module("virb.metrics.classification")

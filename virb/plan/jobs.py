@@ -1,0 +1,166 @@
+"""What the plan is made of. All of it is picklable: workers get the shared part once and small units after that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from virb.config import EncoderConfig, InputOverride, Where
+from virb.data.images import ImageList, Samples
+from virb.data.transforms import Geometry
+from virb.encoders.base import EncoderSpec
+from virb.features.cache import EntryRecord
+from virb.features.passes import Numerics, Wanted
+from virb.plan.graph import Unit
+from virb.tasks.resolve import ResolvedTask
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the command line (or the Python API) says about a run, checked."""
+
+    out: Path = Path("out")
+    data_root: Path = Path("data")
+    cache_dir: Path | None = None
+    cache_budget: str = "80%"
+    no_cache: bool = False
+    devices: tuple[str, ...] = ("cpu",)
+    precision: str = "float32"
+    input_size: int | None = None
+    protocol: str | None = None
+    num_workers: int | None = None  # loader threads per device
+    force: bool = False
+    seed: int = 0
+    keep_heads: str = "chosen"
+    command: tuple[str, ...] = ()
+
+    @property
+    def device_kind(self) -> str:
+        return self.devices[0].split(":")[0]
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics(self.precision, self.device_kind)
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """An encoder given as a network (the Python API) instead of by an experiment list."""
+
+    name: str
+    network: Any
+    where: Where | None = None
+    input: InputOverride | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def source_of(config: EncoderConfig | InMemory) -> Any:
+    """What ``load_encoder`` takes."""
+    return config.network if isinstance(config, InMemory) else config
+
+
+@dataclass(frozen=True)
+class PlannedEncoder:
+    """An encoder of the run: how to load it (a config, or a network in memory) and what it turned out to be."""
+
+    name: str
+    source: Any
+    spec: EncoderSpec
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cache entry the run needs."""
+
+    record: EntryRecord
+    wanted: Wanted
+    list_id: str
+    n_rows: int
+    row_shape: tuple[int, ...] | None
+    nbytes: int
+    seconds_per_row: float
+    streamed: bool = False  # does not fit the cache budget: encoded whenever it is read
+
+    @property
+    def key(self) -> str:
+        return self.wanted.key
+
+
+@dataclass(frozen=True)
+class RolePlan:
+    """A role of a job: which samples of which image list, and the entries that hold their features, one per view."""
+
+    split: str
+    samples: Samples
+    list_id: str
+    entries: tuple[str, ...]  # empty for probes that run the encoder themselves
+    held_out: bool = False  # the selection samples are drawn from those of fit
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoder on one task, all its training configs included."""
+
+    encoder: str
+    key: str  # hash of all that decides its numbers
+    task: ResolvedTask
+    request: str
+    geometry: Geometry
+    geometry_from: str
+    roles: Mapping[str, RolePlan]
+    classes: tuple[str, ...] | None
+    nbytes: int  # of its features in storage precision
+    n_samples: Mapping[str, int]
+
+    @property
+    def label(self) -> str:
+        return self.task.label
+
+    @property
+    def id(self) -> str:
+        return f"{self.encoder}/{self.label}"
+
+
+@dataclass(frozen=True)
+class PassWork:
+    """Payload of a ``pass`` unit: one slice of one image list."""
+
+    list_id: str
+    start: int
+    stop: int
+    wanted: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every worker knows."""
+
+    settings: RunSettings
+    cache_folder: Path
+    encoders: Mapping[str, PlannedEncoder]
+    lists: Mapping[str, ImageList]
+    entries: Mapping[str, Entry]
+    jobs: Mapping[str, Job]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    settings: RunSettings
+    context: RunContext
+    units: tuple[Unit, ...]
+    to_do: tuple[Job, ...]
+    done: tuple[Job, ...]
+    rows_to_decode: int
+    n_passes: int
+    bytes_new: int
+    bytes_cached: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        return tuple(self.context.jobs.values())

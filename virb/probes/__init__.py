@@ -1,0 +1,1 @@
+"""Probes: the methods that answer a task from a frozen encoder."""

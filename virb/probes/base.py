@@ -1,0 +1,206 @@
+"""What a probe sees and what it gives back. Probes come in three shapes, each with its own unit of work:
+
+- ``from_features``: features by role are given (linear, MLP, k-NN ...);
+- ``from_batches``: the encoder and loaders of images with targets are given (streaming dense heads, detection, fine-tuning);
+- ``online``: the encoder and one sample at a time are given (tracking: the probe cuts its own crops).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from virb.errors import UserError
+
+Selection = Literal["val", "test-last", "test-best"]
+FIT, SELECT, REPORT, AUX = "fit", "select", "report", "aux"
+
+
+class Features(Protocol):
+    """Features of the samples of one role, in sample order. Reading them may cost nothing (device memory) or an encode (a stream)."""
+
+    shape: tuple[int, ...] | None  # of one sample (without the sample axis); None when samples differ in shape
+
+    def __len__(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Epoch e of training reads augmented view e modulo the number of views; evaluation data has one view and ignores this."""
+        ...
+
+    def gather(self, samples: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Rows of these samples (B, *shape), in compute dtype float32, on the job's device. Only when ``shape`` is not None."""
+        ...
+
+    def sample(self, index: int) -> list[torch.Tensor]:
+        """All rows of one sample, each of its own shape: the way to read ragged features (a video's frames in order)."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoleData:
+    """One role of a task: what was encoded, and the targets unless the role is unlabelled."""
+
+    features: Features
+    targets: Any | None  # array of N, or a sequence read item by item for targets that do not fit in one array
+    sample_ids: np.ndarray
+    units: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides data that decides a probe's numbers, already resolved (explicit key > protocol > task default)."""
+
+    configs: Mapping[str, BaseModel]  # training config name -> checked hyper-parameters (the probe's own ``Config``)
+    num_epochs: int
+    batch_size: int
+    test_batch_size: int
+    selection: Selection
+    seeds: tuple[int, ...]
+    refit: bool
+    loss: str
+    metrics: tuple[str, ...]  # the first is primary
+    n_classes: int | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a probe works: its device, a folder for its own checkpoints, and whom to tell about progress."""
+
+    device: torch.device
+    scratch: Path | None = None  # exists; survives a crash; emptied when the job is done
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None
+    scalars: Callable[[str, str, float, int], None] = lambda config, tag, value, step: None  # TensorBoard: config, tag, value, step
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per-sample predictions on a role; scores for classification (N x C), or one entry per sample when ragged."""
+
+    values: Any
+    loss: float | None = None
+
+
+@dataclass
+class ConfigOutcome:
+    """What became of one training config: losses and metrics are floats over the whole split, None where the protocol does not score."""
+
+    name: str
+    train_loss: float | None = None
+    train_metrics: dict[str, float] = field(default_factory=dict)
+    select_loss: float | None = None
+    select_metrics: dict[str, float] = field(default_factory=dict)
+    report: Predictions | None = None  # only where the protocol scores this config
+    epoch: int | None = None  # the chosen epoch, 1-based
+    diverged: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)  # one record per epoch
+    head: dict[str, torch.Tensor] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """One seed (or draw): every config, and the name of the chosen one."""
+
+    seed: int
+    configs: dict[str, ConfigOutcome]
+    chosen: str
+
+
+@dataclass
+class Outcome:
+    """What a probe returns; ``chosen`` is one config for all runs."""
+
+    runs: list[Run]
+    chosen: str
+    index_lists: dict[str, list[int]] = field(default_factory=dict)  # hold-outs and draws, stored with the result
+    selected_on: str = "val"
+    notes: list[str] = field(default_factory=list)
+
+
+class ProbeConfig(BaseModel):
+    """Base of every probe's training config: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Probe(Protocol):
+    """A registered class; made once per job."""
+
+    name: ClassVar[str]
+    shape: ClassVar[Literal["features", "batches", "online"]]
+    Config: ClassVar[type[BaseModel]]
+
+    # exactly one of these, by ``shape``:
+    # def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome
+    # def from_batches(self, encoder, loaders: Mapping[str, BatchLoader], settings: Settings, context: Context) -> Outcome
+    # def online(self, encoder, sample: OnlineSample, settings: Settings, context: Context) -> Any   (one prediction)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a ``from_batches`` probe reads: images ready for the encoder, targets apart, and which samples these are."""
+
+    samples: np.ndarray
+    images: torch.Tensor  # float, normalised, on the device: B x K x 3 x H x W when a sample has K images, else B x 3 x H x W
+    targets: list[Any]
+
+
+class BatchLoader(Protocol):
+    """Batches of one role; ``order`` are sample numbers (default: all, in order)."""
+
+    targets: Any
+    units: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class OnlineSample:
+    """One sample of an ``online`` probe: frames decoded on demand at native size (uint8 3 x H x W), what is given, and nothing of the target."""
+
+    id: str
+    n_images: int
+    image: Callable[[int], torch.Tensor]
+    given: Any
+
+
+_PROBES: dict[str, type] = {}
+
+
+def register_probe(cls: type) -> type:
+    """Class decorator: makes the probe available under its ``name``."""
+    if cls.name in _PROBES and _PROBES[cls.name] is not cls:
+        raise UserError(f"two probes are named {cls.name}: {_PROBES[cls.name].__module__} and {cls.__module__}")
+    _PROBES[cls.name] = cls
+    return cls
+
+
+def probe_names() -> Sequence[str]:
+    _load_builtin()
+    return sorted(_PROBES)
+
+
+def find_probe(name: str) -> type:
+    """A built-in probe by name, or a user's own by ``module:Class``. KeyError when there is none."""
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    _load_builtin()
+    return _PROBES[name]
+
+
+def _load_builtin() -> None:
+    for module in ("virb.probes.linear",):
+        importlib.import_module(module)

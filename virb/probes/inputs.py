@@ -1,0 +1,141 @@
+"""From samples and rows to what each shape of probe reads: role data, batch loaders, online samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from virb.data.images import ImageList, Samples
+from virb.data.loader import load_batches
+from virb.data.transforms import Geometry
+from virb.encoders.base import Encoder
+from virb.errors import BadImage
+from virb.features.feature_set import EncodedRows, Rows, SampleFeatures
+from virb.features.passes import PassOptions, encode
+from virb.probes.base import Batch, OnlineSample, RoleData
+
+
+def usable_samples(samples: Samples, bad: Mapping[int, str], images: ImageList, on_bad_image: str) -> np.ndarray:
+    """Indices of the samples whose images could all be decoded. ``error`` raises BadImage for the first that could not."""
+    if not bad:
+        return np.arange(len(samples))
+    is_bad = np.zeros(len(images), dtype=bool)
+    is_bad[list(bad)] = True
+    hit = np.add.reduceat(is_bad[samples.row_values].astype(np.int64), samples.row_offsets[:-1]) > 0
+    if hit.any() and on_bad_image == "error":
+        row = next(int(r) for r in samples.row_values if is_bad[r])
+        others = int(is_bad[np.unique(samples.row_values)].sum()) - 1
+        more = f" (and {others} more)" if others else ""
+        raise BadImage(f"{bad[row]}{more}; repair or remove it, or set on_bad_image: skip")
+    return np.flatnonzero(~hit)
+
+
+def pick(samples: Samples, target: str, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Row values, row offsets and targets of the chosen samples."""
+    lengths = np.diff(samples.row_offsets)[chosen]
+    values = np.concatenate([samples.rows(int(i)) for i in chosen]) if len(chosen) else np.zeros(0, dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return values, offsets, pick_targets(samples.targets[target], chosen)
+
+
+def pick_targets(targets: Any, chosen: np.ndarray) -> Any:
+    return targets[chosen] if isinstance(targets, np.ndarray) else _Picked(targets, chosen)
+
+
+@dataclass(frozen=True)
+class _Picked(Sequence[Any]):
+    """A sequence that is read item by item, seen through an index list."""
+
+    source: Any
+    chosen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.source[int(self.chosen[index])]
+
+
+def role_data(samples: Samples, target: str, chosen: np.ndarray, views: Sequence[Rows], device: torch.device, tier: str) -> RoleData:
+    values, offsets, targets = pick(samples, target, chosen)
+    features = SampleFeatures(views, values, offsets, device, tier)
+    return RoleData(features, targets, samples.ids[chosen], samples.units[chosen])
+
+
+def encoded_rows(
+    images: ImageList,
+    geometry: Geometry,
+    request: str,
+    row_shape: tuple[int, ...] | None,
+    encoder: Encoder,
+    device: torch.device,
+    options: PassOptions,
+    bad: Mapping[int, str],
+) -> EncodedRows:
+    """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers."""
+
+    def read(rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        for batch in load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, on_bad_image="skip"):
+            found += encode(encoder, batch.pixels[geometry], [request], device, options)[request]
+        if len({value.shape for value in found}) == 1:
+            return _as_stored(torch.stack(found))
+        return [_as_stored(value) for value in found]
+
+    return EncodedRows(len(images), row_shape, bad, read)
+
+
+def _as_stored(values: torch.Tensor) -> torch.Tensor:
+    half = values.half()
+    return half if torch.isfinite(half).all() else values
+
+
+def find_bad_images(images: ImageList, rows: np.ndarray, threads: int) -> dict[int, str]:
+    """Decodes every image once, for streams that must know beforehand which samples to leave out."""
+    tiny = Geometry(size=(8, 8), resize="squash", crop="none", crop_pct=1.0, interpolation="nearest", view=None)
+    bad: dict[int, str] = {}
+    for batch in load_batches(images, rows, (tiny,), 64, threads, on_bad_image="skip"):
+        bad.update(batch.bad)
+    return bad
+
+
+class ImageBatches:
+    """Batches of normalised images with their targets (``virb.probes.base.BatchLoader``), for probes that run the encoder themselves."""
+
+    def __init__(
+        self, images: ImageList, samples: Samples, target: str, chosen: np.ndarray, geometry: Geometry, encoder: Encoder, device: torch.device, threads: int
+    ) -> None:
+        self._images, self._samples, self._chosen = images, samples, chosen
+        self._geometry, self._encoder, self._device, self._threads = geometry, encoder, device, threads
+        self.targets = pick_targets(samples.targets[target], chosen)
+        self.units = samples.units[chosen]
+        self.sample_ids = samples.ids[chosen]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
+        order = np.arange(len(self)) if order is None else order
+        for begin in range(0, len(order), batch_size):
+            part = order[begin : begin + batch_size]
+            row_lists = [self._samples.rows(int(self._chosen[i])) for i in part]
+            rows = np.concatenate(row_lists)
+            pixels: list[torch.Tensor] = []
+            for loaded in load_batches(self._images, rows, (self._geometry,), len(rows), self._threads, on_bad_image="error"):
+                pixels += list(loaded.pixels[self._geometry])
+            images = self._encoder.prepare(torch.stack(pixels).to(self._device))
+            if all(len(r) == len(row_lists[0]) for r in row_lists) and len(row_lists[0]) > 1:
+                images = images.reshape(len(part), -1, *images.shape[1:])
+            yield Batch(part, images, [self.targets[int(i)] for i in part])
+
+
+def online_sample(images: ImageList, samples: Samples, index: int, given: Any) -> OnlineSample:
+    """One sample whose frames are decoded when the probe asks for them, at native size."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    rows = samples.rows(index)
+    return OnlineSample(str(samples.ids[index]), len(rows), lambda i: pil_to_tensor(images.read(int(rows[i]))), given)

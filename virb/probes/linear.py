@@ -1,0 +1,253 @@
+"""The probes ``linear`` and ``mlp``: heads on frozen feature vectors, all training configs trained together, one of them chosen.
+
+Reads top to bottom: what is fitted, selected and reported on; the grid of every seed; the choice; the report of the chosen config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from virb.config.training import GradientConfig, MlpConfig
+from virb.errors import UserError, ViRBError
+from virb.metrics.base import find_metric
+from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, register_probe
+from virb.probes.grid import Recipe, Record, Trained, train_grid
+from virb.probes.heads import HeadShape, Stack, apply_head
+from virb.probes.losses import find_loss
+from virb.probes.selection import choose, hold_out, over_seeds
+from virb.probes.split import Split, check_finite, join, make_split, sample_width
+
+
+class GradientProbe:
+    """A head trained by gradients; subclasses say which."""
+
+    shape: ClassVar[Literal["features"]] = "features"
+    save_every_s: ClassVar[float] = 30.0  # a training state is saved at most this often
+
+    def hidden(self, config: GradientConfig) -> int | None:
+        """Width of the hidden layer, None for a linear head."""
+        return None
+
+    def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
+        data = _prepare(roles, settings, context.device)
+        primary = find_metric(settings.metrics[0])
+        configs = {name: config for name, config in settings.configs.items() if isinstance(config, GradientConfig)}
+        shapes = {name: HeadShape(data.width, data.n_outputs, self.hidden(config)) for name, config in configs.items()}
+        recipe = Recipe(
+            epochs=settings.num_epochs,
+            batch_size=settings.batch_size,
+            test_batch_size=settings.test_batch_size,
+            seed=0,
+            loss=settings.loss,
+            metrics=settings.metrics,
+            score_every=settings.selection != "test-last",
+        )
+        phases = len(settings.seeds) * (2 if settings.refit else 1)
+        trainings = _Trainings(context, self.save_every_s, primary.higher_is_better, phases * settings.num_epochs)
+
+        by_seed: dict[int, dict[str, Trained]] = {}
+        for seed in settings.seeds:
+            # One seed's curves have plain tags; the curves of further seeds stand beside them.
+            prefix = "" if seed == settings.seeds[0] else f"seed{seed}/"
+            tell = _curves(context, prefix)
+            by_seed[seed] = trainings.run(f"grid-seed{seed}", shapes, configs, data.fit, data.score, replace(recipe, seed=seed), tell)
+
+        role = data.score.name
+        candidates = [
+            over_seeds(name, [by_seed[seed][name].best for seed in settings.seeds], f"{role}_{primary.name}", f"{role}_loss")
+            for name in configs
+        ]
+        chosen = choose(candidates, primary.higher_is_better).name
+
+        runs = []
+        for seed, trained in by_seed.items():
+            outcomes = {name: _outcome(name, trained[name], settings) for name in configs}
+            if settings.refit:
+                epochs = outcomes[chosen].epoch
+                everything = join(data.fit, data.score)
+                again = replace(recipe, seed=seed, stop_after=epochs)
+                one = {chosen: configs[chosen]}
+                head = trainings.run(f"refit-seed{seed}", shapes, one, everything, None, again)[chosen].head
+                if head is None:
+                    raise ViRBError(f"{chosen} diverged when it was trained again on fit + select; try a lower learning rate")
+                outcomes[chosen].head = head
+                outcomes[chosen].notes.append(f"trained again on fit + select ({len(everything):,} samples) for {epochs} epochs")
+            for name, outcome in outcomes.items():
+                # Under test-* every config is scored, that is what these modes are; otherwise the chosen one alone, once.
+                if data.report is not None and outcome.head is not None and (name == chosen or settings.selection != "val"):
+                    outcome.report = predict(outcome.head, data.report, settings.test_batch_size, settings.loss)
+            runs.append(Run(seed, outcomes, chosen))
+        return Outcome(runs, chosen, index_lists=data.index_lists, selected_on=data.selected_on, notes=data.notes)
+
+
+@register_probe
+class LinearProbe(GradientProbe):
+    """One Linear layer; the images of a sample are concatenated in order."""
+
+    name: ClassVar[str] = "linear"
+    Config: ClassVar[type[BaseModel]] = GradientConfig
+
+
+@register_probe
+class MlpProbe(GradientProbe):
+    """Linear, ReLU, Linear; the images of a sample are concatenated in order (ViRB 2021's head of motion tasks)."""
+
+    name: ClassVar[str] = "mlp"
+    Config: ClassVar[type[BaseModel]] = MlpConfig
+
+    def hidden(self, config: GradientConfig) -> int | None:
+        return config.hidden if isinstance(config, MlpConfig) else None
+
+
+def predict(head: Stack, split: Split, batch_size: int, loss: str) -> Predictions:
+    """Outputs (N, C) float32 of one head on all samples of a split, and the mean loss where there are targets."""
+    outputs: list[Tensor] = []
+    total: Tensor | None = None
+    for positions in split.chunks(batch_size):
+        batch = apply_head(head, split.features(positions))
+        outputs.append(batch)
+        if split.targets is not None:
+            part = find_loss(loss).values(batch[:, None], split.targets[positions.to(split.targets.device)]).sum(dtype=torch.float64)
+            total = part if total is None else total + part
+    return Predictions(torch.cat(outputs).cpu().numpy(), None if total is None else float(total) / len(split))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is fitted on, what epochs and configs are chosen on (the report samples under test-*), and what is reported."""
+
+    fit: Split
+    score: Split
+    report: Split | None
+    width: int
+    n_outputs: int
+    index_lists: dict[str, list[int]]
+    selected_on: str
+    notes: list[str]
+
+
+def _prepare(roles: Mapping[str, RoleData], settings: Settings, device: torch.device) -> _Data:
+    if FIT not in roles:
+        raise ViRBError("this probe needs samples to fit on, but the task has none")
+    if settings.refit and settings.selection != "val":
+        raise UserError(f"refit: true trains again on fit + select, but selection: {settings.selection} has no select samples")
+    if settings.selection != "val" and REPORT not in roles:
+        raise ViRBError(f"selection: {settings.selection} chooses on the report samples, but the task has none")
+    if settings.n_classes is None or settings.n_classes < 2:
+        raise ViRBError(f"{settings.loss} needs at least two classes, but the task has {settings.n_classes or 'none'}")
+    n_outputs, loss = settings.n_classes, find_loss(settings.loss)
+    used = [FIT, *([SELECT] if settings.selection == "val" and SELECT in roles else []), *([REPORT] if REPORT in roles else [])]
+    widths, targets = {}, {}
+    for role in used:
+        if not len(roles[role]):
+            raise ViRBError(f"there are no {role} samples")
+        widths[role] = sample_width(role, roles[role].features)
+        targets[role] = None if roles[role].targets is None else loss.check(roles[role].targets, n_outputs, role)
+    if len(set(widths.values())) > 1:
+        raise ViRBError("features differ in size between roles: " + ", ".join(f"{role} {width}" for role, width in widths.items()))
+    if targets[FIT] is None:
+        raise ViRBError("the fit samples have no targets")
+
+    fit_classes = torch.unique(targets[FIT])
+    if len(fit_classes) < 2:
+        raise ViRBError(f"all {len(roles[FIT]):,} fit samples are of class {int(fit_classes[0])}; a head needs at least two classes")
+    absent = n_outputs - len(fit_classes)
+    notes = [f"{absent} of {n_outputs} classes have no fit sample"] if absent else []
+
+    index_lists: dict[str, list[int]] = {}
+    chosen: np.ndarray | None = None
+    if settings.selection == "val" and SELECT not in roles:
+        chosen, held = hold_out(targets[FIT].numpy(), roles[FIT].units)
+        index_lists["select"] = held.tolist()
+    fit = make_split(FIT, roles[FIT], targets[FIT], device, chosen)
+    report = make_split(REPORT, roles[REPORT], targets[REPORT], device) if REPORT in roles else None
+    if settings.selection != "val" and report is not None:
+        score, selected_on = report, settings.selection
+    elif SELECT in roles:
+        score, selected_on = make_split(SELECT, roles[SELECT], targets[SELECT], device), "val"
+    else:
+        score, selected_on = make_split(SELECT, roles[FIT], targets[FIT], device, held), "hold-out"
+    if score.targets is None:
+        raise ViRBError(f"the {score.name} samples have no targets to choose by")
+    for split in dict.fromkeys(s.name for s in (fit, score, report) if s is not None):
+        check_finite({s.name: s for s in (fit, score, report) if s is not None}[split])
+    return _Data(fit, score, report, widths[FIT], n_outputs, index_lists, selected_on, notes)
+
+
+class _Trainings:
+    """Runs trainings one after another under one progress count, each with its own saved state."""
+
+    def __init__(self, context: Context, save_every_s: float, higher_is_better: bool, total: int) -> None:
+        self._context, self._save_every_s, self._higher_is_better, self._total = context, save_every_s, higher_is_better, total
+        self._before = 0
+
+    def run(
+        self,
+        name: str,
+        shapes: Mapping[str, HeadShape],
+        configs: Mapping[str, GradientConfig],
+        fit: Split,
+        score: Split | None,
+        recipe: Recipe,
+        tell: Callable[[int, Mapping[str, Record]], None] | None = None,
+    ) -> dict[str, Trained]:
+        def on_epoch(epoch: int, records: Mapping[str, Record]) -> None:
+            if tell is not None:
+                tell(epoch, records)
+            self._context.progress("training", self._before + epoch, self._total)
+
+        scratch: Path | None = self._context.scratch
+        trained = train_grid(
+            shapes,
+            configs,
+            fit,
+            score,
+            recipe,
+            self._context.device,
+            higher_is_better=self._higher_is_better,
+            on_epoch=on_epoch,
+            checkpoint=None if scratch is None else scratch / f"{name}.pt",
+            save_every_s=self._save_every_s,
+        )
+        self._before += recipe.epochs
+        return trained
+
+
+def _curves(context: Context, prefix: str) -> Callable[[int, Mapping[str, Record]], None]:
+    """TensorBoard: train_loss -> loss/train, select_top1 -> top1/select, lr -> lr."""
+
+    def tell(epoch: int, records: Mapping[str, Record]) -> None:
+        for config, record in records.items():
+            for key, value in record.items():
+                if key != "epoch":
+                    role, _, what = key.partition("_")
+                    context.scalars(config, prefix + (f"{what}/{role}" if what else key), value, epoch)
+
+    return tell
+
+
+def _outcome(name: str, trained: Trained, settings: Settings) -> ConfigOutcome:
+    outcome = ConfigOutcome(name, history=trained.history, head=trained.head, diverged=trained.diverged is not None)
+    if trained.best is None:
+        outcome.notes.append(f"diverged in epoch {trained.diverged}")
+        return outcome
+    best = trained.best
+    outcome.epoch = int(best["epoch"])
+    outcome.train_loss = best["train_loss"]
+    outcome.train_metrics = _metrics(best, "train", settings)
+    if settings.selection == "val":
+        outcome.select_loss = best[f"{SELECT}_loss"]
+        outcome.select_metrics = _metrics(best, SELECT, settings)
+    return outcome
+
+
+def _metrics(record: Record, role: str, settings: Settings) -> dict[str, float]:
+    return {name: record[f"{role}_{name}"] for name in settings.metrics if f"{role}_{name}" in record}

@@ -1,0 +1,94 @@
+"""The samples that one step of a probe works on: a role, some of its samples, or two roles one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from virb.errors import ViRBError
+from virb.probes.base import Features, RoleData
+
+_CHECK_ROWS = 4096  # samples read at once when features are checked
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples numbered 0 to N-1: the chosen samples of each part, in order. ``targets`` (N, ...) are on the device the features come on."""
+
+    name: str  # for messages: "fit", "select", "report"
+    parts: Sequence[tuple[Features, Tensor]]  # features of a role, and which of its samples (int64, CPU)
+    targets: Tensor | None
+
+    def __len__(self) -> int:
+        return sum(len(chosen) for _, chosen in self.parts)
+
+    def features(self, positions: Tensor) -> Tensor:
+        """(B, D) float32, all images of a sample concatenated in order; ``positions`` is int64 on the CPU."""
+        if len(self.parts) == 1:
+            features, chosen = self.parts[0]
+            return features.gather(chosen[positions]).flatten(1)
+        out: Tensor | None = None
+        start = 0
+        for features, chosen in self.parts:
+            here = torch.nonzero((positions >= start) & (positions < start + len(chosen)))[:, 0]
+            if len(here):
+                rows = features.gather(chosen[positions[here] - start]).flatten(1)
+                out = rows.new_empty(len(positions), rows.shape[1]) if out is None else out
+                out[here.to(rows.device)] = rows
+            start += len(chosen)
+        return out if out is not None else self.parts[0][0].gather(positions[:0]).flatten(1)
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """All positions in order, ``size`` at a time; the last chunk may be shorter."""
+        return iter(torch.arange(len(self)).split(size)) if len(self) else iter(())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turns to the augmented view of this epoch (0-based), where features have several."""
+        for features, _ in self.parts:
+            features.set_epoch(epoch)
+
+
+def make_split(name: str, role: RoleData, targets: Tensor | None, device: torch.device, chosen: np.ndarray | None = None) -> Split:
+    """A role, or the samples ``chosen`` from it. ``targets`` are those of the whole role."""
+    index = torch.arange(len(role)) if chosen is None else torch.from_numpy(np.asarray(chosen, dtype=np.int64))
+    return Split(name, ((role.features, index),), None if targets is None else targets[index].to(device))
+
+
+def join(first: Split, second: Split) -> Split:
+    """Both, one after the other."""
+    if first.targets is None or second.targets is None:
+        raise ViRBError(f"{first.name} and {second.name} cannot be joined: one has no targets")
+    return Split(f"{first.name} + {second.name}", (*first.parts, *second.parts), torch.cat([first.targets, second.targets]))
+
+
+def sample_width(role: str, features: Features) -> int:
+    """Numbers per sample, all images concatenated; ViRBError where features are no vectors."""
+    shape = features.shape
+    if shape is None:
+        raise ViRBError(f"the {role} features differ in shape from sample to sample; a head on vectors needs a reduction: {_REDUCTIONS}")
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    if not 1 <= len(shape) <= 2:
+        size = " x ".join(map(str, shape)) or "a single number"
+        raise ViRBError(f"the {role} features are {size} per sample; a head on vectors needs a reduction: {_REDUCTIONS}")
+    return int(np.prod(shape))
+
+
+_REDUCTIONS = "features: tokens[-1].mean, tokens[-1].max, tokens[-1].gem(4), or embedding"
+
+
+def check_finite(split: Split) -> None:
+    """ViRBError that says how many samples have features with NaN or infinity."""
+    bad: Tensor | None = None
+    for positions in split.chunks(_CHECK_ROWS):
+        count = (~torch.isfinite(split.features(positions)).all(1)).sum()
+        bad = count if bad is None else bad + count
+    if bad is not None and (n := int(bad)):
+        raise ViRBError(
+            f"{n:,} of {len(split):,} rows of the {split.name} features are NaN or infinite: "
+            "look at the encoder's weights and input, or encode with --precision fp32"
+        )

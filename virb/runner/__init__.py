@@ -1,0 +1,1 @@
+"""Launchers of ready units, the worker that does one unit, and the progress a user sees."""

@@ -1,0 +1,186 @@
+"""What a user sees while a run goes on: a live table on a terminal, plain timestamped lines elsewhere. Both have rates and the time left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from virb.plan.graph import Graph, Unit, UnitReport
+from virb.plan.jobs import Plan
+
+_LINE_EVERY = 15.0  # seconds between progress lines without a terminal
+
+
+@dataclass
+class _Slot:
+    unit: Unit | None = None
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    since: float = 0.0
+
+    @property
+    def fraction(self) -> float:
+        return self.done / self.total if self.total else 0.0
+
+
+class Clock:
+    """Elapsed time and an honest guess of what is left: expected cost of the rest at the speed seen so far."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.began = time.monotonic()
+        self._total = max(graph.cost_left({}), 1e-9)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def left(self, graph: Graph, fractions: dict[str, float]) -> float | None:
+        rest = graph.cost_left(fractions)
+        done = self._total - rest
+        if done < 0.02 * self._total or self.elapsed < 2:
+            return None
+        return self.elapsed * rest / done
+
+
+def clock_text(seconds: float | None) -> str:
+    """``1:05``, ``2:03:09``; ``?`` when unknown."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Keeps count of everything; the two displays below draw it."""
+
+    def __init__(self, plan: Plan, graph: Graph, console: Any) -> None:
+        self.plan, self.graph, self.console = plan, graph, console
+        self.clock = Clock(graph)
+        self.slots = [_Slot() for _ in plan.settings.devices]
+        self.devices = plan.settings.devices
+        self.rows = 0
+        self.rows_total = plan.rows_to_decode
+        self.jobs_done = 0
+        self.jobs_failed = 0
+        self.decode_seconds = self.encode_seconds = 0.0
+
+    def started(self, slot: int, unit: Unit) -> None:
+        self.slots[slot] = _Slot(unit, since=time.monotonic())
+
+    def advanced(self, slot: int, unit: Unit, phase: str, done: int, total: int) -> None:
+        here = self.slots[slot]
+        here.phase, here.done, here.total = phase, done, total
+
+    def finished(self, slot: int, unit: Unit, report: UnitReport) -> None:
+        self.slots[slot] = _Slot()
+        self.rows += report.counts.get("rows", 0)
+        self.decode_seconds += report.seconds.get("decode", 0.0)
+        self.encode_seconds += report.seconds.get("encode", 0.0)
+        for note in report.notes:
+            self.say(note)
+        if unit.kind != "pass":
+            self.jobs_done += 1
+            self.say(f"done    {unit.title}   {report.summary}   ({self._count()})")
+
+    def failed(self, unit: Unit, reason: str) -> None:
+        for slot in self.slots:
+            if slot.unit is unit:
+                slot.unit = None
+        if unit.kind == "pass":
+            return  # the jobs that needed it say so
+        self.jobs_failed += 1
+        self.say(f"failed  {unit.title}   {reason.splitlines()[0]}   ({self._count()})")
+
+    def tick(self, graph: Graph) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+    def _count(self) -> str:
+        return f"{self.jobs_done + self.jobs_failed}/{len(self.plan.to_do)}, left about {clock_text(self._left())}"
+
+    def _left(self) -> float | None:
+        fractions = {slot.unit.key: slot.fraction for slot in self.slots if slot.unit}
+        return self.clock.left(self.graph, fractions)
+
+    def _rows_now(self) -> int:
+        return self.rows + sum(slot.done for slot in self.slots if slot.unit and slot.unit.kind == "pass")
+
+    def _rate(self) -> float:
+        return self._rows_now() / max(self.clock.elapsed, 1e-3)
+
+    def _bound(self) -> str:
+        """Which stage the passes wait for, as far as they have reported."""
+        if self.decode_seconds + self.encode_seconds == 0:
+            return ""
+        return "loader-bound" if self.decode_seconds > self.encode_seconds else "encoder-bound"
+
+
+class LineProgress(Progress):
+    """Timestamped lines: for batch jobs, logs and pipes."""
+
+    def __init__(self, plan: Plan, graph: Graph, console: Any) -> None:
+        super().__init__(plan, graph, console)
+        self._last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self.console.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def tick(self, graph: Graph) -> None:
+        if time.monotonic() - self._last < _LINE_EVERY:
+            return
+        self._last = time.monotonic()
+        for device, slot in zip(self.devices, self.slots, strict=True):
+            if slot.unit is None:
+                continue
+            if slot.unit.kind == "pass":
+                self.say(
+                    f"{device}  {slot.unit.title}   {self._rows_now():,}/{self.rows_total:,}   {self._rate():,.0f} img/s {self._bound()}   "
+                    f"eta {clock_text(self._left())}"
+                )
+            else:
+                self.say(f"{device}  {slot.unit.title}  {slot.phase}   {slot.done:,}/{slot.total:,}   eta {clock_text(self._left())}")
+
+
+class LiveProgress(Progress):
+    """A table that redraws itself: a row per device and one for the whole run."""
+
+    def __init__(self, plan: Plan, graph: Graph, console: Any) -> None:
+        super().__init__(plan, graph, console)
+        from rich.live import Live
+
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _draw(self) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        for _ in range(5):
+            table.add_column(no_wrap=True)
+        for device, slot in zip(self.devices, self.slots, strict=True):
+            if slot.unit is None:
+                table.add_row(device, "waiting", "", "", "")
+                continue
+            title = slot.unit.title if slot.unit.kind == "pass" else f"{slot.unit.title}  {slot.phase}"
+            done, total = (self._rows_now(), self.rows_total) if slot.unit.kind == "pass" else (slot.done, slot.total)
+            rate = f"{self._rate():,.0f} img/s  {self._bound()}" if slot.unit.kind == "pass" else ""
+            table.add_row(device, title, ProgressBar(total or 1, done, width=20), f"{done:,}/{total:,}", rate)
+        jobs = f"{self.jobs_done + self.jobs_failed}/{len(self.plan.to_do)} jobs" + (f", {self.jobs_failed} failed" if self.jobs_failed else "")
+        table.add_row("run", jobs, "", f"elapsed {clock_text(self.clock.elapsed)}", f"left about {clock_text(self._left())}")
+        return table
+
+
+def make_progress(plan: Plan, graph: Graph, console: Any) -> Progress:
+    return LiveProgress(plan, graph, console) if console.is_terminal else LineProgress(plan, graph, console)

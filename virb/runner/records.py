@@ -1,0 +1,292 @@
+"""From what a probe found to what the results store keeps: metrics with intervals, the surface, per-sample statistics, provenance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from virb.encoders.base import EncoderSpec
+from virb.errors import ViRBError
+from virb.metrics.base import Metric, Statistics, find_metric
+from virb.plan.jobs import Job, PlannedEncoder, RunContext
+from virb.probes.base import REPORT, ConfigOutcome, Outcome, Predictions
+from virb.probes.inputs import pick_targets
+from virb.results import schema
+from virb.results.environment import provenance, utc_now
+from virb.results.samples import SampleArrays
+from virb.results.statistics import estimate
+from virb.results.store import write_failure, write_job
+from virb.results.tables import format_value
+from virb.tasks.resolve import canonical
+
+
+@dataclass
+class JobFacts:
+    """What a worker learns while it does a job."""
+
+    job: Job
+    context: RunContext
+    device: str
+    started: str
+    streamed: bool = False
+    tier: str | None = None
+    bad_samples: list[str] = field(default_factory=list)
+    chosen_samples: dict[str, np.ndarray] = field(default_factory=dict)  # role -> indices of the samples that took part
+    index_lists: dict[str, list[int]] = field(default_factory=dict)
+    timings: list[schema.Timing] = field(default_factory=list)
+
+    def stage(self, name: str, began: float, items: int | None = None) -> None:
+        self.timings.append(schema.Timing(stage=name, seconds=round(time.perf_counter() - began, 3), items=items))
+
+
+def write_outcome(facts: JobFacts, outcome: Outcome) -> str:
+    """Scores the predictions, writes every file of the job, and returns one line with its numbers."""
+    began = time.perf_counter()
+    job, task = facts.job, facts.job.task
+    metrics = [find_metric(name) for name in task.task.metrics]
+    plan = job.roles[REPORT]
+    samples = facts.chosen_samples[REPORT]
+    targets = pick_targets(plan.samples.targets[task.task.target], samples)
+    targets = targets if isinstance(targets, np.ndarray) else list(targets)
+    scored: dict[tuple[int, str], dict[str, Statistics]] = {}
+    for run in outcome.runs:
+        for name, config in run.configs.items():
+            if config.report is not None:
+                scored[run.seed, name] = {m.name: m.statistics(config.report.values, targets) for m in metrics}
+    chosen = [scored[run.seed, outcome.chosen] for run in outcome.runs if (run.seed, outcome.chosen) in scored]
+    if len(chosen) != len(outcome.runs):
+        raise ViRBError(f"the probe {task.probe} gave no predictions of its chosen config {outcome.chosen} on {plan.split}")
+    units = plan.samples.units[samples]
+    numbers = [_metric_record(m, [c[m.name] for c in chosen], units, primary=i == 0) for i, m in enumerate(metrics)]
+    facts.stage("metrics", began, len(samples))
+    record = _job_record(facts, outcome, scored, metrics, numbers)
+    configs = [_config_record(facts, outcome, scored, metrics, name) for name in task.configs]
+    heads = {name: config.head for name, config in outcome.runs[0].configs.items() if config.head is not None}
+    arrays = SampleArrays(
+        sample_id=plan.samples.ids[samples],
+        unit_id=units,
+        target=targets if isinstance(targets, np.ndarray) else None,
+        prediction=_stack([run.configs[outcome.chosen].report for run in outcome.runs]),
+        statistics={m.name: [c[m.name] for c in chosen] for m in metrics},
+    )
+    keep: Any = facts.context.settings.keep_heads
+    write_job(facts.context.settings.out, record, configs, heads, arrays, {**facts.index_lists, **outcome.index_lists}, keep)
+    texts = [format_value(n.value, n.ci_low, n.ci_high, n.unit) for n in numbers if n.value is not None]
+    return ", ".join(f"{m.title} {text}" for m, text in zip(metrics, texts, strict=False))
+
+
+def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, primary: bool) -> schema.MetricRecord:
+    found = estimate(metric, runs, units)
+    return schema.MetricRecord(
+        name=metric.name,
+        value=found.value,
+        ci_low=found.ci_low,
+        ci_high=found.ci_high,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        n_samples=found.n_samples,
+        n_units=found.n_units,
+        primary=primary,
+    )
+
+
+def _stack(predictions: list[Predictions | None]) -> np.ndarray | None:
+    """(R, N): the arg max of class scores; None for what has no such form."""
+    rows = []
+    for prediction in predictions:
+        values = prediction.values if prediction is not None else None
+        values = values.numpy() if isinstance(values, torch.Tensor) else values
+        if not isinstance(values, np.ndarray) or values.ndim != 2:
+            return None
+        rows.append(values.argmax(axis=1))
+    return np.stack(rows)
+
+
+def _values(metrics: list[Metric], statistics: Mapping[str, Statistics] | None) -> dict[str, float | None]:
+    return {m.name: m.value(statistics[m.name].total()) for m in metrics} if statistics else {}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _config_record(
+    facts: JobFacts, outcome: Outcome, scored: Mapping[tuple[int, str], dict[str, Statistics]], metrics: list[Metric], name: str
+) -> schema.TrainingConfigResult:
+    job = facts.job
+    found: list[ConfigOutcome] = [run.configs[name] for run in outcome.runs]
+    primary = metrics[0]
+    report = [_values(metrics, scored.get((run.seed, name))) for run in outcome.runs]
+    by_role: dict[str, dict[str, float | None]] = {}
+    for role, values in (("fit", [c.train_metrics for c in found]), ("select", [c.select_metrics for c in found]), ("report", report)):
+        by_role[role] = {m.name: _mean([v.get(m.name) for v in values]) for m in metrics if any(m.name in v for v in values)}
+    epochs = {c.epoch for c in found}
+    return schema.TrainingConfigResult(
+        encoder=job.encoder,
+        label=job.label,
+        task=job.task.task.id,
+        config=name,
+        key=job.key,
+        settings=canonical(job.task.configs[name]),
+        seeds=list(job.task.seeds),
+        metric=schema.MetricInfo(name=primary.name, unit=primary.unit, higher_is_better=primary.higher_is_better),
+        train_loss=_mean([c.train_loss for c in found]),
+        train_accuracy=by_role["fit"].get(primary.name),
+        select_loss=_mean([c.select_loss for c in found]),
+        select_accuracy=by_role["select"].get(primary.name),
+        test_loss=_mean([c.report.loss if c.report else None for c in found]),
+        test_accuracy=by_role["report"].get(primary.name),
+        metrics=by_role,
+        chosen=name == outcome.chosen,
+        diverged=any(c.diverged for c in found),
+        epoch=epochs.pop() if len(epochs) == 1 else None,
+    )
+
+
+def _job_record(
+    facts: JobFacts,
+    outcome: Outcome,
+    scored: Mapping[tuple[int, str], dict[str, Statistics]],
+    metrics: list[Metric],
+    numbers: list[schema.MetricRecord],
+) -> schema.Job:
+    job = facts.job
+    surface = [
+        schema.SurfaceRow(
+            config=name,
+            seed=run.seed,
+            settings=canonical(job.task.configs[name]),
+            train_loss=config.train_loss,
+            train_metrics=dict(config.train_metrics),
+            select_loss=config.select_loss,
+            select_metrics=dict(config.select_metrics),
+            report_loss=config.report.loss if config.report else None,
+            report_metrics=_values(metrics, scored.get((run.seed, name))),
+            epoch=config.epoch,
+            diverged=config.diverged,
+        )
+        for run in outcome.runs
+        for name, config in run.configs.items()
+    ]
+    runs = [
+        schema.RunInfo(
+            seed=run.seed,
+            chosen=run.chosen,
+            metrics=_values(metrics, scored.get((run.seed, outcome.chosen))),
+            loss=report.loss if (report := run.configs[outcome.chosen].report) else None,
+        )
+        for run in outcome.runs
+    ]
+    notes = [*outcome.notes, *(note for run in outcome.runs for c in run.configs.values() for note in c.notes)]
+    return _skeleton(facts, "done").model_copy(
+        update={
+            "selection": outcome.selected_on if outcome.selected_on == "none" else job.task.selection,
+            "chosen": outcome.chosen,
+            "metrics": numbers,
+            "surface": surface,
+            "runs": runs,
+            "notes": list(dict.fromkeys(notes)),
+        }
+    )
+
+
+def record_failure(context: RunContext, job: Job, reason: str, device: str) -> None:
+    """A job that failed has a ``job.json`` that says why, unless an equal one was done before."""
+    facts = JobFacts(job, context, device, utc_now())
+    message, _, trace = reason.partition("\nTraceback")
+    error = schema.JobError(message=message, traceback=f"Traceback{trace}" if trace else "")
+    write_failure(context.settings.out, _skeleton(facts, "failed").model_copy(update={"error": error}))
+
+
+def _skeleton(facts: JobFacts, status: Any) -> schema.Job:
+    """All of a job's record that does not depend on what the probe found."""
+    job, context = facts.job, facts.context
+    task = job.task
+    roles = {}
+    for role, plan in job.roles.items():
+        chosen = facts.chosen_samples.get(role, np.arange(len(plan.samples)))
+        n_units = len(np.unique(plan.samples.units[chosen]))
+        roles[role] = schema.RoleInfo(split=plan.split, n_samples=len(chosen), n_units=n_units, images=plan.samples.images)
+    settings = context.settings
+    return schema.Job(
+        status=status,
+        key=job.key,
+        encoder=_encoder_info(context.encoders[job.encoder]),
+        task=schema.TaskInfo(
+            id=task.task.id,
+            label=task.label,
+            level=task.task.level,
+            kind=task.task.kind,
+            dataset=task.task.dataset,
+            probe=task.probe,
+            features=[job.request],
+            n_classes=len(job.classes) if job.classes else None,
+            roles=roles,
+            image_list_ids={plan.samples.images: plan.list_id for plan in job.roles.values()},
+        ),
+        protocol=_card(job),
+        selection=task.selection,
+        bad_images=schema.BadImages(count=len(facts.bad_samples), ids=facts.bad_samples[:100]),
+        streamed=facts.streamed,
+        tier=facts.tier,
+        timings=facts.timings,
+        provenance=provenance(
+            started=facts.started,
+            finished=utc_now(),
+            device=facts.device,
+            seeds=list(task.seeds),
+            precision=settings.precision,
+            command=list(settings.command),
+            config_text=context.provenance.get(f"text {task.label}"),
+        ),
+    )
+
+
+def _encoder_info(planned: PlannedEncoder) -> schema.EncoderInfo:
+    spec: EncoderSpec = planned.spec
+    facts = asdict(spec)
+    plain = {key: facts[key] for key in facts if key not in ("name", "encoder_id", "source", "n_params", "embed_dim", "input")}
+    return schema.EncoderInfo(
+        name=planned.name,
+        id=spec.encoder_id,
+        source=spec.source,
+        n_params=spec.n_params,
+        embed_dim=spec.embed_dim,
+        input=_jsonable(facts["input"]),
+        spec=_jsonable(plain),
+        meta=dict(planned.meta),
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _card(job: Job) -> schema.ProtocolCard:
+    """Everything that decided the number besides weights and data, with who set it."""
+    task = job.task
+    values: dict[str, tuple[Any, str]] = {
+        "geometry": (job.geometry.record(), job.geometry_from),
+        "features": (job.request, task.origins.get("features", "")),
+        "training_configs": (list(task.configs), task.origins.get("training_configs", "")),
+        "metrics": (list(task.task.metrics), f"task {task.task.id}"),
+        "loss": (task.task.loss, f"task {task.task.id}"),
+    }
+    for key in ("probe", "num_epochs", "batch_size", "test_batch_size", "selection", "seeds", "refit", "views", "augment", "on_bad_image"):
+        values[key] = (_jsonable(getattr(task, key)), task.origins.get(key, ""))
+    return schema.ProtocolCard(
+        name=task.protocol,
+        changed=_jsonable(dict(task.changed)),
+        values={key: schema.ProtocolValue(value=value, origin=origin) for key, (value, origin) in values.items()},
+    )
+

@@ -1,0 +1,138 @@
+"""A whole run: claim the results folder, do what is not done, keep the record of it, and say what came out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from virb.errors import UserError, ViRBError
+from virb.features.cache import FeatureCache
+from virb.io import Held, Lease, make_folder
+from virb.plan.graph import Graph, Unit
+from virb.plan.jobs import Job, Plan
+from virb.results.environment import provenance, utc_now
+from virb.results.schema import RunRecord
+from virb.results.store import write_run
+from virb.results.tables import write_csv
+from virb.runner.local import run_units
+from virb.runner.progress import make_progress
+from virb.runner.records import record_failure
+from virb.runner.worker import make_doer
+
+
+@dataclass
+class RunSummary:
+    """What a run did; ``failed`` has a reason per job."""
+
+    done: list[Job] = field(default_factory=list)
+    skipped: list[Job] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    decoded: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed else 0
+
+
+def claim(out: Path) -> Lease:
+    """One run at a time writes a results folder."""
+    try:
+        return Lease(make_folder(out) / ".run.lease")
+    except Held as error:
+        owner = error.owner
+        raise UserError(
+            f"{out} is in use by another run (process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')}); "
+            "wait for it, or choose another --out"
+        ) from error
+
+
+def execute(plan: Plan, console: Any, texts: Mapping[str, str] | None = None, lease: Lease | None = None) -> RunSummary:
+    """Runs the plan. The caller may hold the lease already (it planned under it)."""
+    with lease or claim(plan.settings.out):
+        return _execute(plan, console, texts or {})
+
+
+def _execute(plan: Plan, console: Any, texts: Mapping[str, str]) -> RunSummary:
+    settings = plan.settings
+    cache = FeatureCache(plan.context.cache_folder)
+    if settings.no_cache:
+        cache.remove()  # of a run that was killed
+    cache.check_writable()
+    graph = Graph(plan.units)
+    summary = RunSummary(skipped=list(plan.done))
+    began = time.monotonic()
+    record = RunRecord(
+        files=dict(texts),
+        options={key: str(value) for key, value in vars(settings).items()},
+        plan=plan_facts(plan),
+        skipped=[job.id for job in plan.done],
+        provenance=provenance(started=utc_now(), seeds=[settings.seed], precision=settings.precision, command=list(settings.command)),
+    )
+    path = write_run(settings.out, record)
+    progress = make_progress(plan, graph, console)
+
+    def lost(unit: Unit, reason: str) -> None:
+        if unit.kind == "pass":
+            return
+        job = plan.context.jobs[unit.payload]
+        summary.failed[job.id] = reason
+        with suppress(ViRBError):  # the reason may be that nothing can be written
+            record_failure(plan.context, job, reason, "")
+
+    code: int | None = None
+    try:
+        run_units(graph, plan.context, settings.devices, make_doer, progress, lost)
+        code = 1 if summary.failed else 0
+    finally:
+        progress.close()
+        summary.seconds = time.monotonic() - began
+        summary.done = [plan.context.jobs[unit.payload] for key in graph.done if (unit := graph.units[key]).kind != "pass"]
+        summary.decoded = sum(report.counts.get("decoded", 0) for report in graph.done.values())
+        finished = record.model_copy(
+            update={
+                "done": [job.id for job in summary.done],
+                "failed": {name: reason.splitlines()[0] for name, reason in summary.failed.items()},
+                "exit_code": code,
+                "plan": {**record.plan, "decoded_images": summary.decoded, **_stage_seconds(graph)},
+                "provenance": record.provenance.model_copy(update={"finished": utc_now()}),
+            }
+        )
+        with suppress(ViRBError):
+            write_run(settings.out, finished, path)
+        if settings.no_cache:
+            cache.remove()
+        with suppress(OSError):
+            shutil.rmtree(settings.out / ".jobs") if not summary.failed and code is not None else None
+    write_csv(settings.out)
+    return summary
+
+
+def _stage_seconds(graph: Graph) -> dict[str, float]:
+    """Worker seconds per stage of all passes."""
+    seconds: dict[str, float] = {}
+    for report in graph.done.values():
+        for stage, value in report.seconds.items():
+            seconds[f"{stage}_seconds"] = round(seconds.get(f"{stage}_seconds", 0.0) + value, 3)
+    return seconds
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """The plan in numbers, for the record of the run."""
+    return {
+        "jobs": [job.id for job in plan.to_do],
+        "passes": plan.n_passes,
+        "images_to_decode": plan.rows_to_decode,
+        "geometries": sorted({str(job.geometry.size) for job in plan.to_do}),
+        "feature_bytes_new": plan.bytes_new,
+        "feature_bytes_cached": plan.bytes_cached,
+        "cache": str(plan.context.cache_folder),
+        "devices": list(plan.settings.devices),
+        "expected_seconds": round(plan.seconds, 1),
+        "notes": list(plan.notes),
+    }

@@ -1,0 +1,250 @@
+"""Does one unit of work on one device: a slice of a pass, or a job from features (cached or encoded as they are read)."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from virb.encoders.base import Encoder
+from virb.encoders.load import load_encoder
+from virb.errors import UserError, ViRBError
+from virb.features.cache import FeatureCache
+from virb.features.feature_set import EncodedRows, MappedRows, Rows
+from virb.features.passes import PassOptions, run_slice
+from virb.io import make_folder
+from virb.plan.graph import Unit, UnitReport
+from virb.plan.jobs import Job, PassWork, RolePlan, RunContext
+from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings
+from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, usable_samples
+from virb.probes.selection import hold_out
+from virb.results.environment import utc_now
+from virb.runner.curves import Curves
+from virb.runner.devices import available_cores, set_up
+from virb.runner.records import JobFacts, write_outcome
+from virb.tasks.resolve import get_probe
+
+ENCODE_BATCH = {"cpu": 32, "cuda": 256}  # fixed per kind of device: the shape of a batch can change the last bits of its values
+_KEEP_ENCODERS = 8  # loaded at once in a worker; a pass over more loads them all for as long as it needs them
+Tell = Callable[[str, int, int], None]
+
+
+def make_doer(context: RunContext, device: str) -> Callable[[Unit, Tell], UnitReport]:
+    """A worker on one device: keeps encoders between units, does any kind of unit."""
+    set_up(device)
+    return _Doer(context, torch.device(device))
+
+
+class _Doer:
+    def __init__(self, context: RunContext, device: torch.device) -> None:
+        self.context, self.device = context, device
+        self.cache = FeatureCache(context.cache_folder)
+        settings = context.settings
+        per_worker = max(1, available_cores() // len(settings.devices))
+        threads = settings.num_workers if settings.num_workers is not None else (0 if device.type == "cpu" else min(16, per_worker))
+        self.options = PassOptions(settings.numerics, ENCODE_BATCH[device.type], threads)
+        self._encoders: OrderedDict[str, Encoder] = OrderedDict()
+
+    def __call__(self, unit: Unit, tell: Tell) -> UnitReport:
+        return self._pass(unit.payload, tell) if unit.kind == "pass" else self._job(self.context.jobs[unit.payload], tell)
+
+    def encoder(self, name: str) -> Encoder:
+        """The encoder on this worker's device, checked to be the one that was planned."""
+        if name in self._encoders:
+            self._encoders.move_to_end(name)
+            return self._encoders[name]
+        planned = self.context.encoders[name]
+        encoder = load_encoder(planned.source, name=name, seed=self.context.settings.seed)
+        if encoder.spec.encoder_id != planned.spec.encoder_id:
+            raise ViRBError(f"the weights of {name} changed since the run was planned; run the same command again")
+        self._encoders[name] = encoder.to(self.device)
+        while len(self._encoders) > _KEEP_ENCODERS:
+            self._encoders.popitem(last=False)
+        return encoder
+
+    def _pass(self, work: PassWork, tell: Tell) -> UnitReport:
+        images = self.context.lists[work.list_id]
+        wanted = [item for item in work.wanted if not self.cache.has_slice(item.key, work.start)]
+        report = UnitReport()
+        encoders: dict[str, Encoder] = {}
+        for item in wanted:
+            if item.encoder not in encoders and item.key not in report.failed:
+                try:
+                    encoders[item.encoder] = self.encoder(item.encoder)
+                except ViRBError as error:
+                    report.failed.update({other.key: str(error) for other in wanted if other.encoder == item.encoder})
+        wanted = [item for item in wanted if item.key not in report.failed]
+        if not wanted:
+            return report
+        for item in wanted:
+            self.cache.prepare(self.context.entries[item.key].record, len(images))
+        total = work.stop - work.start
+        done = run_slice(
+            images, work.start, work.stop, wanted, encoders, self.cache, self.device, self.options, lambda rows: tell("encoding", rows, total)
+        )
+        report.failed.update(done.failed)
+        report.notes += done.notes
+        report.counts = {"decoded": done.decoded, "rows": done.rows}
+        report.seconds = done.seconds
+        return report
+
+    def _job(self, job: Job, tell: Tell) -> UnitReport:
+        started, began = utc_now(), time.perf_counter()
+        settings = self.context.settings
+        scratch = make_folder(settings.out / ".jobs" / f"{job.encoder}@{job.label}" / job.key[:16])
+        curves = Curves(settings.out, job.encoder, job.label, list(job.task.configs))
+        facts = JobFacts(job, self.context, str(self.device), started)
+        context = Context(self.device, scratch, tell, curves.add)
+        probe = get_probe(job.task.probe)()  # type: ignore[call-arg]
+        try:
+            chosen = self._usable(job, facts)
+            probe_settings = _settings(job)
+            if probe.shape == "features":
+                roles = self._roles(job, chosen, facts)
+                facts.stage("read features", began)
+                began = time.perf_counter()
+                outcome = probe.from_features(roles, probe_settings, context)  # type: ignore[attr-defined]
+            elif probe.shape == "batches":
+                facts.streamed = True
+                outcome = probe.from_batches(self.encoder(job.encoder), self._loaders(job, chosen), probe_settings, context)  # type: ignore[attr-defined]
+            else:
+                facts.streamed = True
+                outcome = self._online(job, chosen[REPORT], probe, probe_settings, context)
+            facts.stage("probe", began, outcome_epochs(outcome))
+            summary = write_outcome(facts, outcome)
+        except torch.OutOfMemoryError as error:
+            raise ViRBError(f"{job.id} ran out of memory on {self.device}: a smaller batch_size, fewer training configs or another device may help") from error
+        finally:
+            curves.close()
+        shutil.rmtree(scratch.parent, ignore_errors=True)
+        return UnitReport(summary=summary, notes=[], counts={}, seconds={})
+
+    def _usable(self, job: Job, facts: JobFacts) -> dict[str, np.ndarray]:
+        """Per role the samples that take part: all whose images decode, less those held out for selection."""
+        chosen: dict[str, np.ndarray] = {}
+        for role, plan in job.roles.items():
+            images = self.context.lists[plan.list_id]
+            entries = [self.context.entries[key] for key in plan.entries]
+            if entries and not entries[-1].streamed:
+                bad = dict(MappedRows(self.cache.slices(entries[-1].key, entries[-1].n_rows)).bad)
+            elif job.task.on_bad_image == "skip":
+                bad = find_bad_images(images, np.unique(plan.samples.row_values), self.options.loader_threads)
+            else:
+                bad = {}
+            chosen[role] = usable_samples(plan.samples, bad, images, job.task.on_bad_image)
+            left_out = np.setdiff1d(np.arange(len(plan.samples)), chosen[role])
+            facts.bad_samples += [str(i) for i in plan.samples.ids[left_out]] if not plan.held_out else []
+            if not len(chosen[role]):
+                raise ViRBError(f"{job.label}: no sample of split {plan.split} is left, none of its images could be decoded")
+        facts.chosen_samples = chosen
+        plan = job.roles.get(SELECT)
+        if plan is not None and plan.held_out:
+            samples, pool = plan.samples, chosen[FIT]
+            fit, select = hold_out(_class_targets(samples.targets[job.task.task.target], pool), samples.units[pool], seed=0)
+            chosen[FIT], chosen[SELECT] = pool[fit], pool[select]
+            facts.index_lists["select"] = chosen[SELECT].tolist()
+        return chosen
+
+    def _roles(self, job: Job, chosen: dict[str, np.ndarray], facts: JobFacts) -> dict[str, RoleData]:
+        roles = {}
+        for role, plan in job.roles.items():
+            views = [self._rows(job, plan, key, facts) for key in plan.entries]
+            tier = self._tier(views, facts)
+            roles[role] = role_data(plan.samples, job.task.task.target, chosen[role], views, self.device, tier)
+        return roles
+
+    def _rows(self, job: Job, plan: RolePlan, key: str, facts: JobFacts) -> Rows:
+        entry = self.context.entries[key]
+        if not entry.streamed:
+            return MappedRows(self.cache.slices(key, entry.n_rows))
+        facts.streamed = True
+        images = self.context.lists[plan.list_id]
+        encoder = self.encoder(job.encoder)
+        return encoded_rows(images, entry.wanted.geometry, entry.wanted.request, entry.row_shape, encoder, self.device, self.options, {})
+
+    def _tier(self, views: list[Rows], facts: JobFacts) -> str:
+        """The fastest place that holds the working copy."""
+        if any(isinstance(view, EncodedRows) for view in views):
+            facts.tier = "streamed"
+            return "streamed"
+        need = sum(view.nbytes for view in views if isinstance(view, MappedRows))
+        if self.device.type == "cuda" and need < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
+            tier = "device"
+        elif need < 0.5 * _free_memory() / len(self.context.settings.devices):
+            tier = "host"
+        else:
+            tier = "mapped"
+        order = ("device", "host", "mapped", "streamed")
+        facts.tier = max((facts.tier or "device", tier), key=order.index)
+        return tier
+
+    def _loaders(self, job: Job, chosen: dict[str, np.ndarray]) -> dict[str, ImageBatches]:
+        encoder = self.encoder(job.encoder)
+        return {
+            role: ImageBatches(
+                self.context.lists[plan.list_id],
+                plan.samples,
+                job.task.task.target,
+                chosen[role],
+                job.geometry,
+                encoder,
+                self.device,
+                self.options.loader_threads,
+            )
+            for role, plan in job.roles.items()
+        }
+
+    def _online(self, job: Job, chosen: np.ndarray, probe: Any, settings: Settings, context: Context) -> Outcome:
+        if len(settings.configs) != 1:
+            raise UserError(f"{job.label}: the probe {job.task.probe} works sample by sample and takes one training config")
+        plan = job.roles[REPORT]
+        images, encoder = self.context.lists[plan.list_id], self.encoder(job.encoder)
+        given = plan.samples.targets.get("given")
+        values = []
+        for done, index in enumerate(chosen.tolist()):
+            sample = online_sample(images, plan.samples, index, None if given is None else given[index])
+            values.append(probe.online(encoder, sample, settings, context))
+            context.progress("predicting", done + 1, len(chosen))
+        name = next(iter(settings.configs))
+        return Outcome([Run(settings.seeds[0], {name: ConfigOutcome(name, report=Predictions(values))}, name)], name, selected_on="none")
+
+
+def _settings(job: Job) -> Settings:
+    task = job.task
+    return Settings(
+        configs=task.configs,
+        num_epochs=task.num_epochs,
+        batch_size=task.batch_size,
+        test_batch_size=task.test_batch_size,
+        selection=task.selection,  # type: ignore[arg-type]
+        seeds=task.seeds,
+        refit=task.refit,
+        loss=task.task.loss,
+        metrics=task.task.metrics,
+        n_classes=len(job.classes) if job.classes else None,
+    )
+
+
+def _class_targets(targets: Any, chosen: np.ndarray) -> np.ndarray | None:
+    """Class numbers, or None for targets of any other kind."""
+    return targets[chosen] if isinstance(targets, np.ndarray) and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None
+
+
+def outcome_epochs(outcome: Outcome) -> int | None:
+    return sum(len(c.history) for run in outcome.runs for c in run.configs.values()) or None
+
+
+def _free_memory() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30

@@ -1,0 +1,1 @@
+"""Tasks: a dataset, a probe and metrics under one id. The catalogue has a file per family."""

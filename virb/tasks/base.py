@@ -1,0 +1,82 @@
+"""What a task is, and the register of all tasks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from virb.data.transforms import Geometry
+from virb.errors import UserError
+
+Level = Literal["image-level", "pixelwise", "video"]
+Kind = Literal["semantic", "structural"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset, the target asked for, how it is answered by default, and how answers are scored. Its id is stable: numbers are filed under it.
+
+    ``ID@variant`` is a task of its own that measures something else (another target, metric or split).
+    """
+
+    id: str
+    level: Level
+    kind: Kind
+    dataset: str  # a registered dataset, or a user's own as ``module:function``
+    target: str = "class"  # which of the samples' targets
+    features: str = "embedding"
+    probe: str = "linear"
+    loss: str = "cross_entropy"
+    metrics: tuple[str, ...] = ("top1",)  # the first is primary
+    roles: Mapping[str, str] = field(default_factory=lambda: {"fit": "train", "select": "val", "report": "test"})  # role -> split; a missing val is held out
+    geometry: Geometry | None = None  # where the task fixes it
+    options: Mapping[str, Any] = field(default_factory=dict)  # passed to the dataset
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # YAML keys (num_epochs ...), below the protocol's
+    about: str = ""
+    available: bool = True  # False: the id is known and reserved, the task is not built yet
+
+
+_TASKS: dict[str, Task] = {}
+_FAMILIES = ("virb.tasks.builtin", "virb.tasks.folder", "virb.tasks.virb2021")
+
+
+def register_task(task: Task) -> Task:
+    if task.id in _TASKS and _TASKS[task.id] != task:
+        raise UserError(f"two tasks have the id {task.id}")
+    _TASKS[task.id] = task
+    return task
+
+
+def all_tasks() -> dict[str, Task]:
+    for family in _FAMILIES:
+        importlib.import_module(family)
+    return dict(_TASKS)
+
+
+def find_task(task_id: str) -> Task:
+    """A task of the catalogue, or a user's own by ``module:attribute`` (a ``Task``). KeyError when there is none."""
+    if ":" not in task_id:
+        return all_tasks()[task_id]
+    task = import_attribute(task_id, "task")
+    if not isinstance(task, Task):
+        raise UserError(f"{task_id} is a {type(task).__name__}, not a virb.tasks.Task")
+    return task
+
+
+def import_attribute(name: str, what: str) -> Any:
+    """``package.module:attribute``, with a message a user can act on. The current folder is importable."""
+    import sys
+    from pathlib import Path
+
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"the {what} {name} cannot be imported: {error}") from error
+    if not hasattr(module, attribute):
+        raise UserError(f"the module {module_name} has no {attribute!r} (asked for by the {what} {name})")
+    return getattr(module, attribute)
