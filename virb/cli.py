@@ -20,8 +20,8 @@ EXAMPLES = """examples:
   virb run   --experiment_list configs/experiment_lists/quickstart.yaml --task_configs configs/task_configs/quickstart.yaml
   virb check --experiment_list lists/ --task_configs configs/task_configs/quickstart.yaml     plan and verify, run nothing
   virb run   --name mine --encoder_weights weights/mine.pth --task_configs tasks.yaml --devices cuda:0,cuda:1
-  virb list tasks                                                                             what there is
-  virb show digits                                                                            a task, resolved, with where each value came from
+  virb list tasks                                  what there is
+  virb show digits                                 a task, resolved, with where each value came from
 """
 
 
@@ -47,11 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="virb", description="ViRB: what do frozen visual encoders know?", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="virb",
+        description="ViRB: what do frozen visual encoders know?",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ViRB {virb.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
-    run = commands.add_parser("run", help="run an experiment list on task configs (the default command)", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run = commands.add_parser(
+        "run",
+        help="run an experiment list on task configs (the default command)",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     _run_options(run)
     run.add_argument("--dry_run", action="store_true", help="plan and verify only, like virb check")
     run.set_defaults(call=_run)
@@ -64,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(call=_list)
     show = commands.add_parser("show", help="a task with all its settings and where each came from")
     show.add_argument("task", help="a task id, or a label of --task_configs")
-    show.add_argument("--task_configs", "--virb_configs", nargs="+", type=Path, default=[], metavar="YAML", help="files or folders that have the label")
+    show.add_argument(
+        "--task_configs", "--virb_configs", nargs="+", type=Path, default=[], metavar="YAML", help="files or folders that have the label"
+    )
     show.add_argument("--protocol", help="as for virb run")
     show.add_argument("--debug", action="store_true", help="show tracebacks")
     show.set_defaults(call=_show)
@@ -74,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to run")
     what.add_argument("--experiment_list", nargs="+", type=Path, default=[], metavar="YAML", help="encoders: one or more files or folders")
-    what.add_argument("--task_configs", "--virb_configs", nargs="+", type=Path, default=[], metavar="YAML", help="tasks: one or more files or folders")
+    what.add_argument(
+        "--task_configs", "--virb_configs", nargs="+", type=Path, default=[], metavar="YAML", help="tasks: one or more files or folders"
+    )
     what.add_argument("--name", help="a single encoder instead of a list: its name")
     what.add_argument("--encoder_weights", metavar="PATH", help="its weights; none means torchvision's supervised ResNet-50")
     what.add_argument("--suffix", default="", help="appended to every encoder's name")
@@ -91,7 +103,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--devices", default="auto", help="auto, cpu, cpu:4, cuda:0,cuda:2")
     where.add_argument("--num_workers", type=int, metavar="N", help="threads per device that decode images ahead")
     where.add_argument("--cache_dir", type=Path, help="feature cache (default: .virb_cache in the data root, else below --out)")
-    where.add_argument("--cache_budget", default="80%", help="how much of the disk it may take: 80%% (of what is free), 200GB, 0 (encode while training)")
+    where.add_argument(
+        "--cache_budget", default="80%", help="how much of the disk it may take: 80%% (of what is free), 200GB, 0 (encode while training)"
+    )
     where.add_argument("--no_cache", action="store_true", help="keep features in a scratch folder that goes with the run")
     where.add_argument("--keep_heads", choices=("chosen", "all", "none"), default="chosen", help="which heads to save (default: chosen)")
     where.add_argument("--force", action="store_true", help="run finished jobs again")
@@ -111,7 +125,10 @@ def _run(options: argparse.Namespace) -> int:
     with claim(settings.out) as lease:
         plan, texts = _plan(options, settings, console)
         if not plan.to_do:
-            _say(console, f"all {many(len(plan.jobs), 'job')} are done ({settings.out}, {_age(settings.out, plan)}) · --force runs them again")
+            _say(
+                console,
+                f"all {many(len(plan.jobs), 'job')} are done ({settings.out}, {_age(settings.out, plan)}) · --force runs them again",
+            )
             return 0
         for line in header(plan):
             _say(console, line)
@@ -199,16 +216,24 @@ def _load(options: argparse.Namespace, console: Any) -> tuple[list[EncoderConfig
     problems: list[Problem] = []
     words = TaskVocabulary(encoder_names())
     if options.protocol is not None and options.protocol not in PROTOCOLS:
-        problems.append(Problem("command line", 0, "--protocol", f"no protocol {options.protocol!r}; there are {', '.join(sorted(PROTOCOLS))}"))
+        problems.append(
+            Problem("command line", 0, "--protocol", f"no protocol {options.protocol!r}; there are {', '.join(sorted(PROTOCOLS))}")
+        )
         options.protocol = None
     if options.experiment_list and options.name:
         problems.append(Problem("command line", 0, "--name", "is for a single encoder; leave it out, or --experiment_list"))
     if options.encoder_weights and not options.name:
         problems.append(Problem("command line", 0, "--encoder_weights", "needs --name, the name of the encoder in the results"))
     if not options.experiment_list and not options.name:
-        problems.append(Problem("command line", 0, "--experiment_list", "is missing: which encoders? (a YAML file, or --name and --encoder_weights)"))
+        problems.append(
+            Problem("command line", 0, "--experiment_list", "is missing: which encoders? (a YAML file, or --name and --encoder_weights)")
+        )
     if not options.task_configs:
-        problems.append(Problem("command line", 0, "--task_configs", "is missing: which tasks? (a YAML file such as configs/task_configs/quickstart.yaml)"))
+        problems.append(
+            Problem(
+                "command line", 0, "--task_configs", "is missing: which tasks? (a YAML file such as configs/task_configs/quickstart.yaml)"
+            )
+        )
     found = load_experiment_list(options.experiment_list, words) if options.experiment_list else None
     if found is None and options.name:
         found = encoder_from_arguments(options.name, options.encoder_weights, words)
@@ -283,14 +308,29 @@ def _show(options: argparse.Namespace) -> int:
         config = task_config_from_mapping(options.task.rpartition(":")[2], {"task": options.task}, words, protocol=options.protocol)
     console = Console(highlight=False)
     for task in resolve_task(config, options.protocol):
-        _say(console, f"{task.label}: task {task.task.id} ({task.task.level}, {task.task.kind}), {task.task.about or 'dataset ' + task.task.dataset}")
+        _say(
+            console,
+            f"{task.label}: task {task.task.id} ({task.task.level}, {task.task.kind}), {task.task.about or 'dataset ' + task.task.dataset}",
+        )
         if not task.task.available:
             _say(console, "  not available yet")
             continue
-        rows = {"protocol": task.protocol, "dataset": task.task.dataset, "target": task.task.target, "roles": dict(task.task.roles), "data": dict(task.data)}
-        rows |= {key: getattr(task, key) for key in ("features", "probe", "num_epochs", "batch_size", "test_batch_size", "selection", "seeds")}
+        rows = {
+            "protocol": task.protocol,
+            "dataset": task.task.dataset,
+            "target": task.task.target,
+            "roles": dict(task.task.roles),
+            "data": dict(task.data),
+        }
+        rows |= {
+            key: getattr(task, key) for key in ("features", "probe", "num_epochs", "batch_size", "test_batch_size", "selection", "seeds")
+        }
         rows |= {key: getattr(task, key) for key in ("refit", "views", "augment", "on_bad_image")}
-        rows |= {"geometry": task.geometry.record() if task.geometry else "the encoder's own", "metrics": ", ".join(task.task.metrics), "loss": task.task.loss}
+        rows |= {
+            "geometry": task.geometry.record() if task.geometry else "the encoder's own",
+            "metrics": ", ".join(task.task.metrics),
+            "loss": task.task.loss,
+        }
         for key, value in rows.items():
             _say(console, f"  {key:<16} {value!s:<60} {task.origins.get(key, f'task {task.task.id}')}")
         _say(console, f"  {'training_configs':<16} {len(task.configs)} {'':<58} {task.origins.get('training_configs', '')}")

@@ -21,7 +21,7 @@ from virb.errors import UserError, ViRBError
 def translate_os_error(error: OSError, path: Path) -> ViRBError:
     """The message a person needs for the usual troubles with a disk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ViRBError(f"the disk is full: cannot write {path}; free some space and run the same command again, nothing finished is lost")
+        return ViRBError(f"the disk is full: cannot write {path}; free some space and run the same command again")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(f"cannot write {path}: {error.strerror}; choose a folder you may write to")
     return ViRBError(f"cannot write {path}: {error.strerror or error}")
@@ -91,7 +91,9 @@ class Held(ViRBError):
 
     def __init__(self, path: Path, owner: dict[str, Any]) -> None:
         self.owner = owner
-        super().__init__(f"{path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')} since {owner.get('since', '?')}")
+        super().__init__(
+            f"{path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')} since {owner.get('since', '?')}"
+        )
 
 
 def _process_start(pid: int) -> str | None:
@@ -115,7 +117,8 @@ def _process_start(pid: int) -> str | None:
 class Lease:
     """A file that says "this is mine", created atomically (a hard link, which works on NFS) and touched by a heartbeat.
 
-    A lease whose owner died is taken over: at once on the same host (its process is gone), else after ``stale_after`` seconds without a heartbeat.
+    A lease whose owner died is taken over: at once on the same host (its process is gone), else after ``stale_after`` seconds without
+    a heartbeat.
     """
 
     def __init__(self, path: Path, stale_after: float = 60.0) -> None:

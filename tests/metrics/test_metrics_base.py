@@ -80,7 +80,7 @@ def test_registry_names_and_suggestion():
     assert {"top1", "top5", "mean_class_accuracy"} <= set(metric_names())
     with pytest.raises(KeyError, match="did you mean top1"):
         find_metric("top_1")
-    with pytest.raises(KeyError, match="there are .*mean_class_accuracy.*top5"):
+    with pytest.raises(KeyError, match=r"there are .*mean_class_accuracy.*top5"):
         find_metric("zzz")
 
 

@@ -55,7 +55,7 @@ def make_job(encoder="pixels", label="digits", *, key="k1", chosen="sgd-lr0.1", 
     for number, (config, settings) in enumerate(configs.items()):
         diverged = config == "sgd-lr1e30"
         loss = float("nan") if diverged else 0.5 + number
-        accuracies = {name: 0.0 if diverged else 0.7 + 0.05 * number for name in METRICS}
+        accuracies = dict.fromkeys(METRICS, 0.0 if diverged else 0.7 + 0.05 * number)
         for seed in seeds:
             scored = {m.name: m.value for m in metrics} if config == chosen else {}
             row = {"config": config, "seed": seed, "settings": settings, "epoch": 3, "diverged": diverged, "report_metrics": scored}
@@ -64,11 +64,23 @@ def make_job(encoder="pixels", label="digits", *, key="k1", chosen="sgd-lr0.1", 
         tests = {"test_loss": 0.9, "test_accuracy": metrics[0].value} if config == chosen else {}
         results.append(
             schema.TrainingConfigResult(
-                **{"encoder": encoder, "label": label, "task": "digits", "config": config, "key": key, "settings": settings},
-                **{"seeds": list(seeds), "metric": schema.MetricInfo(name="top1", unit="%", higher_is_better=True), "epoch": 3},
-                **{"train_loss": loss, "select_loss": loss, "train_accuracy": accuracies["top1"], "select_accuracy": accuracies["top1"]},
+                encoder=encoder,
+                label=label,
+                task="digits",
+                config=config,
+                key=key,
+                settings=settings,
+                seeds=list(seeds),
+                metric=schema.MetricInfo(name="top1", unit="%", higher_is_better=True),
+                train_loss=loss,
+                train_accuracy=accuracies["top1"],
+                select_loss=loss,
+                select_accuracy=accuracies["top1"],
+                metrics={"fit": accuracies, "select": accuracies},
+                chosen=config == chosen,
+                diverged=diverged,
+                epoch=3,
                 **tests,
-                **{"metrics": {"fit": accuracies, "select": accuracies}, "chosen": config == chosen, "diverged": diverged},
             )
         )
     job = schema.Job(
@@ -76,8 +88,15 @@ def make_job(encoder="pixels", label="digits", *, key="k1", chosen="sgd-lr0.1", 
         key=key,
         encoder=schema.EncoderInfo(name=encoder, id="e" * 64, source="raw pixels", n_params=1234, embed_dim=64, input={"size": [8, 8]}),
         task=schema.TaskInfo(
-            **{"id": "digits", "label": label, "level": "image-level", "kind": "semantic", "dataset": "digits", "probe": "linear"},
-            **{"features": ["embedding"], "n_classes": 4, "image_list_ids": {"digits": "f" * 64}},
+            id="digits",
+            label=label,
+            level="image-level",
+            kind="semantic",
+            dataset="digits",
+            probe="linear",
+            features=["embedding"],
+            n_classes=4,
+            image_list_ids={"digits": "f" * 64},
             roles={"report": schema.RoleInfo(split="test", n_samples=n_samples, n_units=n_samples // 2, images="digits")},
         ),
         protocol=schema.ProtocolCard(name="default", values={"batch_size": schema.ProtocolValue(value=32, origin="task")}),

@@ -21,6 +21,7 @@ from virb.data.sequences import LazySequence, PackedStrings, wrapped_index
 from virb.errors import BadImage
 
 _STAT_THREADS = 16  # asking for sizes waits for the file system (NFS above all), not for this process
+_STAT_CHUNK = 256
 
 
 class ImageList(ABC):
@@ -290,11 +291,12 @@ def _file_sizes(root: str, paths: Sequence[str]) -> Iterable[int]:
         except OSError:
             return -1
 
-    chunk = 4096
-    chunks = (paths[start : start + chunk] for start in range(0, len(paths), chunk))
+    def sizes(start: int) -> list[int]:
+        return [size(path) for path in paths[start : start + _STAT_CHUNK]]
+
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        for sizes in (pool.map(size, part, chunksize=64) for part in chunks):
-            yield from sizes
+        for part in pool.map(sizes, range(0, len(paths), _STAT_CHUNK)):
+            yield from part
 
 
 def _checked_boxes(boxes: np.ndarray | None, n: int) -> np.ndarray | None:

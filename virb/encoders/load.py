@@ -16,8 +16,9 @@ from torch import nn
 from virb.encoders import checkpoints, custom, timm
 from virb.encoders.base import Encoder, InputSpec
 from virb.encoders.layouts import recognise, vit_arguments
-from virb.encoders.registry import accepts, build, encoder_names, register_encoder
+from virb.encoders.registry import build, encoder_names, find_builder, register_encoder
 from virb.encoders.requests import suggest
+from virb.encoders.vit import SIZES
 from virb.errors import NotAvailableYet, UserError
 from virb.functional.randomness import derive_seed
 
@@ -75,6 +76,7 @@ def _load(recipe: Recipe, name: str, seed: int) -> Encoder:
 
 
 def _load_architecture(recipe: Recipe, arch: str, name: str, seed: int) -> Encoder:
+    find_builder(arch)
     if recipe.weights in (None, ""):
         encoder = build(arch, recipe.args)
         if encoder.spec.n_params:
@@ -91,7 +93,7 @@ def _load_architecture(recipe: Recipe, arch: str, name: str, seed: int) -> Encod
     path = _file(recipe)
     content = checkpoints.read_file(path)
     branch = checkpoints.find_branch(content, path, recipe.checkpoint_key)
-    told = vit_arguments(branch.state, sized=arch != "vit") if accepts(arch, "img_size") else {}
+    told = vit_arguments(branch.state, sized=arch in SIZES) if arch in ("vit", *SIZES) else {}
     if "patch_size" in recipe.args:  # the file's img_size was worked out with the file's patch
         told.pop("img_size", None)
     return _seal_filled(build(arch, {**told, **recipe.args}), recipe, name, content, branch, path)

@@ -34,12 +34,17 @@ def encoder_names() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def build(arch: str, arguments: Mapping[str, Any]) -> Encoder:
-    """UserError for an unknown architecture, an argument that it does not have, or a value that it refuses."""
+def find_builder(arch: str) -> Builder:
+    """UserError when there is no such architecture."""
     _load_builtin()
     if arch not in _BUILDERS:
         raise UserError(f"no architecture {arch!r}{suggest(arch, _BUILDERS)} (architectures: {', '.join(sorted(_BUILDERS))})")
-    builder = _BUILDERS[arch]
+    return _BUILDERS[arch]
+
+
+def build(arch: str, arguments: Mapping[str, Any]) -> Encoder:
+    """UserError for an unknown architecture, an argument that it does not have, or a value that it refuses."""
+    builder = find_builder(arch)
     parameters = inspect.signature(builder).parameters
     for key in arguments:
         if key not in parameters:
@@ -51,11 +56,6 @@ def build(arch: str, arguments: Mapping[str, Any]) -> Encoder:
         return builder(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{arch} cannot be built with {dict(arguments)}: {error}") from error
-
-
-def accepts(arch: str, argument: str) -> bool:
-    _load_builtin()
-    return arch in _BUILDERS and argument in inspect.signature(_BUILDERS[arch]).parameters
 
 
 def _load_builtin() -> None:

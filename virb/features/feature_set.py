@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +15,11 @@ from virb.features.cache import Slice
 class Rows(Protocol):
     """Features of the rows of an image list."""
 
-    shape: tuple[int, ...] | None  # of a row; None when rows differ in shape
-    bad: Mapping[int, str]
+    @property
+    def shape(self) -> tuple[int, ...] | None: ...  # of a row; None when rows differ in shape
+
+    @property
+    def nbytes(self) -> int: ...  # in storage precision; 0 when nothing is kept
 
     def __len__(self) -> int: ...
 
@@ -36,7 +39,7 @@ class MappedRows:
         self._maps = [np.memmap(s.path, dtype=s.dtype, mode="r") if s.stop > s.start else np.zeros(0) for s in slices]
         self._slices = slices
         shapes = {shape for s in slices for shape in s.shapes}
-        self.shape = next(iter(shapes)) if len(shapes) == 1 else None
+        self.shape: tuple[int, ...] | None = next(iter(shapes)) if len(shapes) == 1 else None
         self.bad = {row: reason for s in slices for row, reason in s.bad.items()}
         self.dtype = torch.float32 if any(s.dtype == "float32" for s in slices) else torch.float16
         if self.shape is None:
@@ -81,8 +84,8 @@ class EncodedRows:
 
     length: int
     shape: tuple[int, ...] | None
-    bad: Mapping[int, str]
     encode: Callable[[np.ndarray], torch.Tensor | list[torch.Tensor]]
+    nbytes: int = 0
 
     def __len__(self) -> int:
         return self.length

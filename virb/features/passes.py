@@ -94,9 +94,7 @@ def run_slice(
         report.decoded += n
 
     rows = np.arange(start, stop)
-    batches = load_batches(
-        images, rows, tuple(by_geometry), options.batch_size, options.loader_threads, on_bad_image="skip", count=count
-    )
+    batches = load_batches(images, rows, tuple(by_geometry), options.batch_size, options.loader_threads, on_bad_image="skip", count=count)
     for batch in _timed(batches, report, "decode"):
         bad.update(batch.bad)
         began = time.perf_counter()
@@ -161,9 +159,13 @@ def _encode_block(
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         if batch_size == 1:
-            raise ViRBError(f"{encoder.spec.name} ran out of memory on {device} with a single image of {tuple(pixels.shape[-2:])}") from error
+            raise ViRBError(
+                f"{encoder.spec.name} ran out of memory on {device} with a single image of {tuple(pixels.shape[-2:])}"
+            ) from error
         if notes is not None:
-            notes.append(f"{device} ran out of memory encoding with {encoder.spec.name} (batch {batch_size}): going on with {batch_size // 2}")
+            notes.append(
+                f"{device} ran out of memory encoding with {encoder.spec.name} (batch {batch_size}): going on with {batch_size // 2}"
+            )
         return _encode_block(encoder, pixels, requests, device, options, batch_size // 2, notes)
     return outputs
 
@@ -193,7 +195,9 @@ def _check_finite(
 ) -> None:
     for row, value in zip(rows.tolist(), values, strict=True):
         if row not in bad and not torch.isfinite(value).all():
-            raise ViRBError(f"{encoder} gave NaN or infinite values of {request} for image {images.ids[row]}; check its weights and normalisation")
+            raise ViRBError(
+                f"{encoder} gave NaN or infinite values of {request} for image {images.ids[row]}; check its weights and normalisation"
+            )
 
 
 def _as_block(values: list[torch.Tensor]) -> np.ndarray | list[np.ndarray]:

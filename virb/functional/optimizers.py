@@ -42,7 +42,7 @@ def adam_step(
     weight_decay: Tensor | None,
     keep: Tensor | None,
 ) -> None:
-    """One Adam step (L2 penalty: ``weight_decay``) or AdamW step (decoupled: ``keep`` = 1 - lr * weight decay). ``grad`` is scratch afterwards.
+    """One step of Adam (L2 penalty: ``weight_decay``) or of AdamW (decoupled: ``keep`` = 1 - lr * weight decay). ``grad`` is scratch then.
 
     ``minus_step`` = -lr / (1 - beta1^t); ``root_correction2`` = sqrt(1 - beta2^t), t counted from 1.
     """

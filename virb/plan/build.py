@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -160,7 +160,16 @@ def _plan_job(builder: _Builder, config: EncoderConfig | InMemory, encoder: Enco
         "probe": {"name": task.probe, "source": _source_hash(probe) if ":" in task.probe else None},
         "protocol": {"name": task.protocol, "changed": task.changed},
         "configs": {name: canonical(c) for name, c in task.configs.items()},
-        "values": [task.num_epochs, task.batch_size, task.test_batch_size, task.selection, task.seeds, task.refit, task.views, task.augment],
+        "values": [
+            task.num_epochs,
+            task.batch_size,
+            task.test_batch_size,
+            task.selection,
+            task.seeds,
+            task.refit,
+            task.views,
+            task.augment,
+        ],
         "on_bad_image": task.on_bad_image,
     }
     return Job(
@@ -180,7 +189,7 @@ def _plan_job(builder: _Builder, config: EncoderConfig | InMemory, encoder: Enco
 def choose_geometry(settings: RunSettings, config: EncoderConfig | InMemory, encoder: Encoder, task: ResolvedTask) -> tuple[Geometry, str]:
     """First of: --input_size, the experiment list's input:, what the protocol or task fixes, the encoder's own default."""
     own = encoder.spec.input
-    geometry = Geometry(tuple(own.size), own.resize, own.crop, own.crop_pct, own.interpolation, None)
+    geometry = Geometry(own.size, own.resize, own.crop, own.crop_pct, own.interpolation, None)
     asked = config.input.model_dump(exclude_none=True) if config.input else {}
     source = "the encoder's default"
     if set(asked) - {"mean", "std"}:
@@ -197,10 +206,12 @@ def _views(task: ResolvedTask, role: str, settings: RunSettings) -> list[View | 
     if role != FIT or task.augment == "none":
         return [None]
     count = task.num_epochs if task.views == "fresh" else int(task.views)
-    return [View(number, task.augment, settings.seed) for number in range(count)]
+    return [View(number, cast(Literal["none", "crop-flip"], task.augment), settings.seed) for number in range(count)]
 
 
-def _entry(builder: _Builder, name: str, encoder: Encoder, geometry: Geometry, request: str, list_id: str, n_rows: int, streamed: bool) -> Entry:
+def _entry(
+    builder: _Builder, name: str, encoder: Encoder, geometry: Geometry, request: str, list_id: str, n_rows: int, streamed: bool
+) -> Entry:
     spec = encoder.spec
     record = EntryRecord(
         encoder_id=spec.encoder_id,
@@ -232,10 +243,12 @@ def _measure(encoder: Encoder, geometry: Geometry, request: str, numerics: Numer
     key = (encoder.spec.encoder_id, size, request)
     if key not in _MEASURED:
         h, w = size or (64, 64)
-        noise = torch.randint(0, 256, (2, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        began = time.perf_counter()
-        values = forward(encoder, noise, [request], torch.device("cpu"), Numerics("float32", "cpu"), len(noise))[request]
-        seconds = (time.perf_counter() - began) / len(noise)
+        noise = torch.randint(0, 256, (4, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        seconds = float("inf")
+        for _ in range(2):  # the first forward also warms up
+            began = time.perf_counter()
+            values = forward(encoder, noise, [request], torch.device("cpu"), Numerics("float32", "cpu"), len(noise))[request]
+            seconds = min(seconds, (time.perf_counter() - began) / len(noise))
         if not torch.isfinite(values).all():
             raise UserError(f"{encoder.spec.name} gives NaN or infinite values of {request} on noise; check its weights")
         _MEASURED[key] = (tuple(values.shape[1:]) if size else None, seconds)
@@ -261,6 +274,8 @@ def _source_hash(probe: type) -> str:
 def _check_classes(task: Task, dataset: Dataset, roles: Mapping[str, RolePlan]) -> None:
     for role, plan in roles.items():
         if task.target not in plan.samples.targets:
-            raise UserError(f"split {plan.split} of {dataset.name} has no target {task.target!r} (it has: {', '.join(plan.samples.targets)})")
+            raise UserError(
+                f"split {plan.split} of {dataset.name} has no target {task.target!r} (it has: {', '.join(plan.samples.targets)})"
+            )
         if len(plan.samples.ids) == 0:
             raise UserError(f"split {plan.split} of {dataset.name} (role {role}) has no samples")

@@ -105,7 +105,8 @@ def check_report(plan: Plan) -> Iterator[str]:
         yield f"  {job.id:<{width}}  {geometry_text(job.geometry.size):>6} ({job.geometry_from})  {size_text(job.nbytes):>8}  {state}"
     yield ""
     sizes = Counter(geometry_text(job.geometry.size) for job in plan.jobs)
-    yield f"geometries  {len(sizes)}: {', '.join(f'{name} ({many(count, "job")})' for name, count in sizes.items())}{_merge_hint(plan)}"
+    named = ", ".join(f"{name} ({many(count, 'job')})" for name, count in sizes.items())
+    yield f"geometries  {len(sizes)}: {named}{_merge_hint(plan)}"
     unmade = sum(1 for unit in plan.units if unit.kind == "pass")
     yield f"passes      {many(plan.n_passes, 'image list')} in {many(unmade, 'slice')}, {plan.rows_to_decode:,} images to decode, each once"
     free = _free(plan)

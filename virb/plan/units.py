@@ -60,7 +60,7 @@ def assemble(
 
 
 def cache_folder(settings: RunSettings) -> Path:
-    """--cache_dir, else beside the data where that is writable, else below the results; a scratch folder that goes with the run for --no_cache."""
+    """--cache_dir, else beside the data where that is writable, else below the results; with --no_cache a folder that goes with the run."""
     if settings.no_cache:
         return settings.out / ".scratch"
     if settings.cache_dir is not None:
@@ -84,7 +84,11 @@ def parse_budget(text: str, folder: Path) -> int:
 
 
 def _fit_budget(
-    entries: dict[str, Entry], missing: Mapping[str, Sequence[tuple[int, int]]], settings: RunSettings, cache: FeatureCache, notes: list[str]
+    entries: dict[str, Entry],
+    missing: Mapping[str, Sequence[tuple[int, int]]],
+    settings: RunSettings,
+    cache: FeatureCache,
+    notes: list[str],
 ) -> dict[str, Entry]:
     """Entries that do not fit are streamed: encoded whenever they are read. The smallest are kept first, since they save as much each."""
     budget = parse_budget(settings.cache_budget, cache.folder)
@@ -100,12 +104,18 @@ def _fit_budget(
             kept[key] = replace(entries[key], streamed=True)
             streamed += 1
     if streamed:
-        notes.append(f"{streamed} of {len(entries)} feature sets do not fit the cache budget ({settings.cache_budget}): they are encoded while heads train")
+        notes.append(
+            f"{streamed} of {len(entries)} feature sets do not fit the cache budget ({settings.cache_budget}): "
+            "they are encoded while heads train"
+        )
     return kept
 
 
 def _pass_units(
-    entries: Mapping[str, Entry], missing: Mapping[str, Sequence[tuple[int, int]]], planned: Mapping[str, PlannedEncoder], settings: RunSettings
+    entries: Mapping[str, Entry],
+    missing: Mapping[str, Sequence[tuple[int, int]]],
+    planned: Mapping[str, PlannedEncoder],
+    settings: RunSettings,
 ) -> tuple[list[Unit], int]:
     """One pass per image list, cut into slices; encoders ride together as far as memory holds them."""
     by_list: dict[str, list[Entry]] = defaultdict(list)
@@ -161,7 +171,9 @@ def _job_unit(job: Job, entries: Mapping[str, Entry]) -> Unit:
     dims = max((math.prod(entries[key].row_shape or (1,)) for key in keys), default=1)
     fit = job.n_samples.get(FIT, 0)
     heads = 6.0 * dims * len(job.classes or (1,)) * len(task.configs) * len(task.seeds) * task.num_epochs * fit / _HEAD_FLOPS
-    stream = sum((task.num_epochs if e.list_id == job.roles[FIT].list_id else 1) * e.n_rows * e.seconds_per_row for e in streamed if FIT in job.roles)
+    stream = sum(
+        (task.num_epochs if e.list_id == job.roles[FIT].list_id else 1) * e.n_rows * e.seconds_per_row for e in streamed if FIT in job.roles
+    )
     return Unit(
         kind="stream" if streamed or not keys else "probe",
         key=f"job {job.id}",
@@ -171,4 +183,3 @@ def _job_unit(job: Job, entries: Mapping[str, Entry]) -> Unit:
         cost=0.5 + heads + stream,
         payload=job.id,
     )
-

@@ -168,7 +168,7 @@ class BatchLoader(Protocol):
 
 @dataclass(frozen=True)
 class OnlineSample:
-    """One sample of an ``online`` probe: frames decoded on demand at native size (uint8 3 x H x W), what is given, and nothing of the target."""
+    """One sample of an ``online`` probe: frames decoded on demand at native size (uint8 3 x H x W), what is given, never the target."""
 
     id: str
     n_images: int
@@ -176,10 +176,10 @@ class OnlineSample:
     given: Any
 
 
-_PROBES: dict[str, type] = {}
+_PROBES: dict[str, Any] = {}
 
 
-def register_probe(cls: type) -> type:
+def register_probe(cls: Any) -> Any:
     """Class decorator: makes the probe available under its ``name``."""
     if cls.name in _PROBES and _PROBES[cls.name] is not cls:
         raise UserError(f"two probes are named {cls.name}: {_PROBES[cls.name].__module__} and {cls.__module__}")
@@ -192,7 +192,7 @@ def probe_names() -> Sequence[str]:
     return sorted(_PROBES)
 
 
-def find_probe(name: str) -> type:
+def find_probe(name: str) -> Any:
     """A built-in probe by name, or a user's own by ``module:Class``. KeyError when there is none."""
     if ":" in name:
         module, _, attribute = name.partition(":")

@@ -12,6 +12,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,7 @@ class Recipe:
     seed: int
     loss: str = "cross_entropy"
     metrics: tuple[str, ...] = ("top1",)  # the first is primary
+    higher_is_better: bool = True  # the primary's direction
     score_every: bool = True  # False: score after the last epoch only, and keep the last head
     stop_after: int | None = None  # epochs to train, when fewer than ``epochs``
 
@@ -83,7 +85,6 @@ def train_grid(
     recipe: Recipe,
     device: torch.device,
     *,
-    higher_is_better: bool = True,
     on_epoch: Callable[[int, Mapping[str, Record]], None] = lambda epoch, records: None,
     checkpoint: Path | None = None,
     save_every_s: float = 30.0,
@@ -92,7 +93,6 @@ def train_grid(
     else of the last one. ``on_epoch`` gets the records of every epoch once, after a restart also those of the epochs already done."""
     grid = _Grid(shapes, configs, len(fit), recipe, device)
     trained = {name: Trained() for name in configs}
-    primary = recipe.metrics[0]
     last_epoch = min(recipe.epochs, recipe.stop_after or recipe.epochs)
     fingerprint = repr((dict(shapes), dict(configs), recipe, len(fit), score and (score.name, len(score))))
     done = _restore(checkpoint, fingerprint, grid, trained, device)
@@ -120,7 +120,7 @@ def train_grid(
                 kept.best = None
                 continue
             kept.history.append({key: value for key, value in record.items() if math.isfinite(value)})
-            if score is None or not recipe.score_every or kept.best is None or _better(record, kept.best, score.name, primary, higher_is_better):
+            if kept.best is None or score is None or not recipe.score_every or _better(record, kept.best, score.name, recipe):
                 kept.best = kept.history[-1]
                 grid.keep(name)
         if checkpoint is not None and time.monotonic() - saved_at >= save_every_s:
@@ -139,10 +139,10 @@ def _targets(split: Split, positions: Tensor) -> Tensor:
     return split.targets[positions.to(split.targets.device)]
 
 
-def _better(record: Record, best: Record, role: str, primary: str, higher_is_better: bool) -> bool:
-    keys = (f"{role}_{primary}", f"{role}_loss", "epoch")
-    new, old = ([r.get(key) for key in keys] for r in (record, best))
-    return preference(new[0], new[1], record["epoch"], higher_is_better) < preference(old[0], old[1], best["epoch"], higher_is_better)
+def _better(record: Record, best: Record, role: str, recipe: Recipe) -> bool:
+    metric, loss = f"{role}_{recipe.metrics[0]}", f"{role}_loss"
+    new, old = (preference(r.get(metric), r.get(loss), r["epoch"], recipe.higher_is_better) for r in (record, best))
+    return new < old
 
 
 def _records_of(trained: Mapping[str, Trained], epoch: int) -> dict[str, Record]:
@@ -228,7 +228,7 @@ class _Group:
         borders = [row for row in range(len(kinds)) if row == 0 or kinds[row] != kinds[row - 1]] + [len(kinds)]
         self.segments = [
             _Segment([configs[name] for name in self.names[start:stop]], slice(start, stop), self.params, self.grads)
-            for start, stop in zip(borders[:-1], borders[1:], strict=True)
+            for start, stop in pairwise(borders)
         ]
         self._primary, self._shape, self._recipe, self._device = recipe.metrics[0], shape, recipe, device
         self.clear_sums()

@@ -108,7 +108,7 @@ def backward(stack: Stack, x: Tensor, hidden: Tensor | None, grad: Tensor, out: 
     torch.bmm(by_head.transpose(1, 2), hidden.transpose(0, 1), out=out["head.2.weight"])
     torch.sum(by_head, 1, out=out["head.2.bias"])
     inner = torch.bmm(by_head, stack["head.2.weight"]).transpose(0, 1)
-    # Selecting (not multiplying by a mask) keeps ReLU's gradient zero where an infinite upstream gradient meets a closed unit, as torch does.
+    # Selecting, not multiplying by a mask: an infinite gradient that meets a closed unit gives zero, as in torch.
     flat = torch.where(hidden > 0, inner, 0.0).reshape(len(x), -1)
     torch.mm(flat.t(), x, out=out["head.0.weight"].view(flat.shape[1], -1))
     torch.sum(flat, 0, out=out["head.0.bias"].view(-1))

@@ -74,7 +74,6 @@ def encoded_rows(
     encoder: Encoder,
     device: torch.device,
     options: PassOptions,
-    bad: Mapping[int, str],
 ) -> EncodedRows:
     """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers."""
 
@@ -86,7 +85,7 @@ def encoded_rows(
             return _as_stored(torch.stack(found))
         return [_as_stored(value) for value in found]
 
-    return EncodedRows(len(images), row_shape, bad, read)
+    return EncodedRows(len(images), row_shape, read)
 
 
 def _as_stored(values: torch.Tensor) -> torch.Tensor:
@@ -107,7 +106,15 @@ class ImageBatches:
     """Batches of normalised images with their targets (``virb.probes.base.BatchLoader``), for probes that run the encoder themselves."""
 
     def __init__(
-        self, images: ImageList, samples: Samples, target: str, chosen: np.ndarray, geometry: Geometry, encoder: Encoder, device: torch.device, threads: int
+        self,
+        images: ImageList,
+        samples: Samples,
+        target: str,
+        chosen: np.ndarray,
+        geometry: Geometry,
+        encoder: Encoder,
+        device: torch.device,
+        threads: int,
     ) -> None:
         self._images, self._samples, self._chosen = images, samples, chosen
         self._geometry, self._encoder, self._device, self._threads = geometry, encoder, device, threads

@@ -48,10 +48,11 @@ class GradientProbe:
             seed=0,
             loss=settings.loss,
             metrics=settings.metrics,
+            higher_is_better=primary.higher_is_better,
             score_every=settings.selection != "test-last",
         )
         phases = len(settings.seeds) * (2 if settings.refit else 1)
-        trainings = _Trainings(context, self.save_every_s, primary.higher_is_better, phases * settings.num_epochs)
+        trainings = _Trainings(context, self.save_every_s, phases * settings.num_epochs)
 
         by_seed: dict[int, dict[str, Trained]] = {}
         for seed in settings.seeds:
@@ -145,7 +146,8 @@ def _prepare(roles: Mapping[str, RoleData], settings: Settings, device: torch.de
         raise ViRBError(f"{settings.loss} needs at least two classes, but the task has {settings.n_classes or 'none'}")
     n_outputs, loss = settings.n_classes, find_loss(settings.loss)
     used = [FIT, *([SELECT] if settings.selection == "val" and SELECT in roles else []), *([REPORT] if REPORT in roles else [])]
-    widths, targets = {}, {}
+    widths: dict[str, int] = {}
+    targets: dict[str, Tensor | None] = {}
     for role in used:
         if not len(roles[role]):
             raise ViRBError(f"there are no {role} samples")
@@ -153,10 +155,11 @@ def _prepare(roles: Mapping[str, RoleData], settings: Settings, device: torch.de
         targets[role] = None if roles[role].targets is None else loss.check(roles[role].targets, n_outputs, role)
     if len(set(widths.values())) > 1:
         raise ViRBError("features differ in size between roles: " + ", ".join(f"{role} {width}" for role, width in widths.items()))
-    if targets[FIT] is None:
+    fit_targets = targets[FIT]
+    if fit_targets is None:
         raise ViRBError("the fit samples have no targets")
 
-    fit_classes = torch.unique(targets[FIT])
+    fit_classes = torch.unique(fit_targets)
     if len(fit_classes) < 2:
         raise ViRBError(f"all {len(roles[FIT]):,} fit samples are of class {int(fit_classes[0])}; a head needs at least two classes")
     absent = n_outputs - len(fit_classes)
@@ -164,29 +167,29 @@ def _prepare(roles: Mapping[str, RoleData], settings: Settings, device: torch.de
 
     index_lists: dict[str, list[int]] = {}
     chosen: np.ndarray | None = None
-    if settings.selection == "val" and SELECT not in roles:
-        chosen, held = hold_out(targets[FIT].numpy(), roles[FIT].units)
-        index_lists["select"] = held.tolist()
-    fit = make_split(FIT, roles[FIT], targets[FIT], device, chosen)
     report = make_split(REPORT, roles[REPORT], targets[REPORT], device) if REPORT in roles else None
+    selected_on: str = settings.selection
     if settings.selection != "val" and report is not None:
-        score, selected_on = report, settings.selection
+        score = report
     elif SELECT in roles:
-        score, selected_on = make_split(SELECT, roles[SELECT], targets[SELECT], device), "val"
+        score = make_split(SELECT, roles[SELECT], targets[SELECT], device)
     else:
-        score, selected_on = make_split(SELECT, roles[FIT], targets[FIT], device, held), "hold-out"
+        chosen, held = hold_out(fit_targets.numpy(), roles[FIT].units)
+        index_lists["select"] = held.tolist()
+        score, selected_on = make_split(SELECT, roles[FIT], fit_targets, device, held), "hold-out"
+    fit = make_split(FIT, roles[FIT], fit_targets, device, chosen)
     if score.targets is None:
         raise ViRBError(f"the {score.name} samples have no targets to choose by")
-    for split in dict.fromkeys(s.name for s in (fit, score, report) if s is not None):
-        check_finite({s.name: s for s in (fit, score, report) if s is not None}[split])
+    for split in {s.name: s for s in (fit, score, report) if s is not None}.values():
+        check_finite(split)
     return _Data(fit, score, report, widths[FIT], n_outputs, index_lists, selected_on, notes)
 
 
 class _Trainings:
     """Runs trainings one after another under one progress count, each with its own saved state."""
 
-    def __init__(self, context: Context, save_every_s: float, higher_is_better: bool, total: int) -> None:
-        self._context, self._save_every_s, self._higher_is_better, self._total = context, save_every_s, higher_is_better, total
+    def __init__(self, context: Context, save_every_s: float, total: int) -> None:
+        self._context, self._save_every_s, self._total = context, save_every_s, total
         self._before = 0
 
     def run(
@@ -212,7 +215,6 @@ class _Trainings:
             score,
             recipe,
             self._context.device,
-            higher_is_better=self._higher_is_better,
             on_epoch=on_epoch,
             checkpoint=None if scratch is None else scratch / f"{name}.pt",
             save_every_s=self._save_every_s,

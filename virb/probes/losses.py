@@ -43,9 +43,11 @@ def check_classes(targets: Any, n_outputs: int, where: str) -> Tensor:
     """Class numbers (N,) as int64."""
     array = np.asarray(targets)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ViRBError(f"cross_entropy needs one class number per sample, but the {where} targets are {array.dtype} of shape {array.shape}")
+        found = f"{array.dtype} of shape {array.shape}"
+        raise ViRBError(f"cross_entropy needs one class number per sample, but the {where} targets are {found}")
     if len(array) and (array.min() < 0 or array.max() >= n_outputs):
-        raise ViRBError(f"the {where} targets run from {array.min()} to {array.max()}, but there are {n_outputs} classes (0 to {n_outputs - 1})")
+        found = f"{array.min()} to {array.max()}"
+        raise ViRBError(f"the {where} targets run from {found}, but there are {n_outputs} classes (0 to {n_outputs - 1})")
     return torch.from_numpy(array.astype(np.int64))
 
 

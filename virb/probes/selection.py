@@ -12,6 +12,7 @@ from virb.errors import ViRBError
 from virb.functional.randomness import numpy_generator
 
 MIN_PER_CLASS, MAX_PER_CLASS = 1, 50
+_ADVICE = "give a validation split or selection: test-last"
 
 
 def hold_out(
@@ -26,17 +27,14 @@ def hold_out(
     """
     unit_of, members = _units(units)
     if len(members) < 2:
-        raise ViRBError("nothing can be held out for selection: all samples are of one unit; give a validation split or selection: test-last")
+        raise ViRBError(f"nothing can be held out for selection: all samples are of one unit; {_ADVICE}")
     if targets is None:
         count = max(1, _round(fraction * len(members)))
         held = numpy_generator(seed, "holdout").permutation(len(members))[:count]
     else:
         held = _stratified(np.asarray(targets), unit_of, members, seed, fraction)
         if not len(held):
-            raise ViRBError(
-                "nothing can be held out for selection: every class has its samples in a single unit; "
-                "give a validation split or selection: test-last"
-            )
+            raise ViRBError(f"nothing can be held out for selection: every class has its samples in a single unit; {_ADVICE}")
     taken = np.zeros(len(members), dtype=bool)
     taken[held] = True
     selected = taken[unit_of]
@@ -122,5 +120,5 @@ def over_seeds(name: str, records: Sequence[Mapping[str, float] | None], metric:
     if any(record is None for record in records):
         return Candidate(name, None, None, math.inf, diverged=True)
     kept = [record for record in records if record is not None]
-    means = [sum(r[key] if key in r else math.nan for r in kept) / len(kept) for key in (metric, loss, "epoch")]
-    return Candidate(name, *means)
+    mean_metric, mean_loss, mean_epoch = (sum(r.get(key, math.nan) for r in kept) / len(kept) for key in (metric, loss, "epoch"))
+    return Candidate(name, mean_metric, mean_loss, mean_epoch)

@@ -214,7 +214,7 @@ def _typed(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         elif dtype == "str":  # left to pandas: version 2 would make "None" of None
             columns[name] = pd.Series(values, dtype=None if values else object)
         else:
-            columns[name] = pd.Series(values, dtype=dtype)  # type: ignore[call-overload]
+            columns[name] = pd.Series(values, dtype=dtype)
     for name in settings:
         columns[name] = pd.Series([row.get(name) for row in rows]).infer_objects()
     return pd.DataFrame(columns)

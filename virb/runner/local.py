@@ -37,7 +37,9 @@ _TICK = 0.25
 _PATIENCE = 3.0  # seconds a worker has to end by itself before it is killed
 
 
-def run_units(graph: Graph, context: Any, devices: tuple[str, ...], make_doer: MakeDoer, observer: Observer, on_lost: Callable[[Unit, str], None]) -> None:
+def run_units(
+    graph: Graph, context: Any, devices: tuple[str, ...], make_doer: MakeDoer, observer: Observer, on_lost: Callable[[Unit, str], None]
+) -> None:
     """Runs everything that can run. ``on_lost`` records a unit that could not: it failed, or what it needed did."""
     launcher = _in_process if len(devices) == 1 else _in_workers
     launcher(graph, context, devices, make_doer, observer, on_lost)
@@ -56,7 +58,9 @@ def _finish(graph: Graph, slot: int, unit: Unit, report: UnitReport, observer: O
         on_lost(lost, why)
 
 
-def _in_process(graph: Graph, context: Any, devices: tuple[str, ...], make_doer: MakeDoer, observer: Observer, on_lost: Callable[[Unit, str], None]) -> None:
+def _in_process(
+    graph: Graph, context: Any, devices: tuple[str, ...], make_doer: MakeDoer, observer: Observer, on_lost: Callable[[Unit, str], None]
+) -> None:
     import torch
 
     threads = torch.get_num_threads()
@@ -72,7 +76,7 @@ def _in_process(graph: Graph, context: Any, devices: tuple[str, ...], make_doer:
 
             try:
                 report = do(unit, tell)
-            except Exception as error:  # the job boundary: whatever a unit raises is recorded, the others go on
+            except Exception as error:  # noqa: BLE001 - the job boundary: whatever a unit raises is recorded, the others go on
                 _lose(graph, unit, describe(error), observer, on_lost)
             else:
                 _finish(graph, 0, unit, report, observer, on_lost)
@@ -99,7 +103,9 @@ class _Worker:
     unit: Unit | None = None
 
 
-def _in_workers(graph: Graph, context: Any, devices: tuple[str, ...], make_doer: MakeDoer, observer: Observer, on_lost: Callable[[Unit, str], None]) -> None:
+def _in_workers(
+    graph: Graph, context: Any, devices: tuple[str, ...], make_doer: MakeDoer, observer: Observer, on_lost: Callable[[Unit, str], None]
+) -> None:
     spawn = multiprocessing.get_context("spawn")
 
     def start(slot: int) -> _Worker:
@@ -194,7 +200,7 @@ def _serve(pipe: Connection, context: Any, device: str, make_doer: MakeDoer) -> 
         try:
             do = do or make_doer(context, device)
             pipe.send(("done", do(unit, tell)))
-        except Exception as error:  # the job boundary
+        except Exception as error:  # noqa: BLE001 - the job boundary
             pipe.send(("failed", describe(error)))
 
 

@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: a live table on a terminal, plain timestamped lines elsewhere. Both have rates and the time left."""
+"""What a user sees while a run goes on: a live table on a terminal, timestamped lines elsewhere, with rates and the time left."""
 
 from __future__ import annotations
 
@@ -177,7 +177,9 @@ class LiveProgress(Progress):
             done, total = (self._rows_now(), self.rows_total) if slot.unit.kind == "pass" else (slot.done, slot.total)
             rate = f"{self._rate():,.0f} img/s  {self._bound()}" if slot.unit.kind == "pass" else ""
             table.add_row(device, title, ProgressBar(total or 1, done, width=20), f"{done:,}/{total:,}", rate)
-        jobs = f"{self.jobs_done + self.jobs_failed}/{len(self.plan.to_do)} jobs" + (f", {self.jobs_failed} failed" if self.jobs_failed else "")
+        jobs = f"{self.jobs_done + self.jobs_failed}/{len(self.plan.to_do)} jobs" + (
+            f", {self.jobs_failed} failed" if self.jobs_failed else ""
+        )
         table.add_row("run", jobs, "", f"elapsed {clock_text(self.clock.elapsed)}", f"left about {clock_text(self._left())}")
         return table
 

@@ -200,7 +200,7 @@ def record_failure(context: RunContext, job: Job, reason: str, device: str) -> N
     """A job that failed has a ``job.json`` that says why, unless an equal one was done before."""
     facts = JobFacts(job, context, device, utc_now())
     message, _, trace = reason.partition("\nTraceback")
-    error = schema.JobError(message=message, traceback=f"Traceback{trace}" if trace else "")
+    error = schema.JobError(message=message, hint="mend it and run the same command again", traceback=f"Traceback{trace}" if trace else "")
     write_failure(context.settings.out, _skeleton(facts, "failed").model_copy(update={"error": error}))
 
 
@@ -289,4 +289,3 @@ def _card(job: Job) -> schema.ProtocolCard:
         changed=_jsonable(dict(task.changed)),
         values={key: schema.ProtocolValue(value=value, origin=origin) for key, (value, origin) in values.items()},
     )
-

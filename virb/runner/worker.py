@@ -86,7 +86,15 @@ class _Doer:
             self.cache.prepare(self.context.entries[item.key].record, len(images))
         total = work.stop - work.start
         done = run_slice(
-            images, work.start, work.stop, wanted, encoders, self.cache, self.device, self.options, lambda rows: tell("encoding", rows, total)
+            images,
+            work.start,
+            work.stop,
+            wanted,
+            encoders,
+            self.cache,
+            self.device,
+            self.options,
+            lambda rows: tell("encoding", rows, total),
         )
         report.failed.update(done.failed)
         report.notes += done.notes
@@ -119,7 +127,9 @@ class _Doer:
             facts.stage("probe", began, outcome_epochs(outcome))
             summary = write_outcome(facts, outcome)
         except torch.OutOfMemoryError as error:
-            raise ViRBError(f"{job.id} ran out of memory on {self.device}: a smaller batch_size, fewer training configs or another device may help") from error
+            raise ViRBError(
+                f"{job.id} ran out of memory on {self.device}: a smaller batch_size, fewer training configs or another device may help"
+            ) from error
         finally:
             curves.close()
         shutil.rmtree(scratch.parent, ignore_errors=True)
@@ -143,9 +153,8 @@ class _Doer:
             if not len(chosen[role]):
                 raise ViRBError(f"{job.label}: no sample of split {plan.split} is left, none of its images could be decoded")
         facts.chosen_samples = chosen
-        plan = job.roles.get(SELECT)
-        if plan is not None and plan.held_out:
-            samples, pool = plan.samples, chosen[FIT]
+        if SELECT in job.roles and job.roles[SELECT].held_out:
+            samples, pool = job.roles[SELECT].samples, chosen[FIT]
             fit, select = hold_out(_class_targets(samples.targets[job.task.task.target], pool), samples.units[pool], seed=0)
             chosen[FIT], chosen[SELECT] = pool[fit], pool[select]
             facts.index_lists["select"] = chosen[SELECT].tolist()
@@ -166,14 +175,14 @@ class _Doer:
         facts.streamed = True
         images = self.context.lists[plan.list_id]
         encoder = self.encoder(job.encoder)
-        return encoded_rows(images, entry.wanted.geometry, entry.wanted.request, entry.row_shape, encoder, self.device, self.options, {})
+        return encoded_rows(images, entry.wanted.geometry, entry.wanted.request, entry.row_shape, encoder, self.device, self.options)
 
     def _tier(self, views: list[Rows], facts: JobFacts) -> str:
         """The fastest place that holds the working copy."""
         if any(isinstance(view, EncodedRows) for view in views):
             facts.tier = "streamed"
             return "streamed"
-        need = sum(view.nbytes for view in views if isinstance(view, MappedRows))
+        need = sum(view.nbytes for view in views)
         if self.device.type == "cuda" and need < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
             tier = "device"
         elif need < 0.5 * _free_memory() / len(self.context.settings.devices):

@@ -16,7 +16,7 @@ Kind = Literal["semantic", "structural"]
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset, the target asked for, how it is answered by default, and how answers are scored. Its id is stable: numbers are filed under it.
+    """A dataset, the target asked for, how it is answered by default, and how answers are scored. Numbers are filed under its stable id.
 
     ``ID@variant`` is a task of its own that measures something else (another target, metric or split).
     """
@@ -30,7 +30,9 @@ class Task:
     probe: str = "linear"
     loss: str = "cross_entropy"
     metrics: tuple[str, ...] = ("top1",)  # the first is primary
-    roles: Mapping[str, str] = field(default_factory=lambda: {"fit": "train", "select": "val", "report": "test"})  # role -> split; a missing val is held out
+    roles: Mapping[str, str] = field(
+        default_factory=lambda: {"fit": "train", "select": "val", "report": "test"}
+    )  # role -> split; a missing val is held out
     geometry: Geometry | None = None  # where the task fixes it
     options: Mapping[str, Any] = field(default_factory=dict)  # passed to the dataset
     defaults: Mapping[str, Any] = field(default_factory=dict)  # YAML keys (num_epochs ...), below the protocol's
