@@ -59,21 +59,23 @@ pip_install() {
     done
     if [ -t 1 ]; then printf '\r\033[K'; fi
     if ! wait "$child"; then
-        tail -n 15 "$log" >&2
+        grep -vE '^(Requirement already|Ignoring|Looking in)' "$log" | tail -n 8 | cut -c 1-300 >&2 || true
         fail "pip could not install everything (full log: $log); run make again to go on"
     fi
     child=
 }
 
-if suits "$venv/bin/python" && "$venv/bin/python" -c 'import pip' 2>/dev/null; then python=$venv/bin/python; doing="updating"; else python=$(find_python); doing="creating"; fi
+if suits "$venv/bin/python" && "$venv/bin/python" -c 'import pip' 2>/dev/null; then python=$venv/bin/python; else python=$(find_python); fi
+count=$(grep -E '^[a-z]' requirements.txt | sed 's/[=;].*//; s/^faiss-.*/faiss/' | sort -u | wc -l | tr -d ' ')
+size=; [ "$(uname -s)" != Linux ] || size=', 7 GB with CUDA libraries'
 if [ "$what" = dev ]; then
-    echo "Python $(version "$python") · $doing $venv · installing the tools for tests and checks (about half a minute)"
+    echo "Python $(version "$python") · $venv · installing the tools for tests and checks (about half a minute)"
+elif [ "$python" = "$venv/bin/python" ]; then
+    echo "Python $(version "$python") · $venv is there · bringing its $count packages up to date"
 else
-    count=$(grep -E '^[a-z]' requirements.txt | sed 's/[=;].*//' | sed 's/^faiss-.*/faiss/' | sort -u | wc -l | tr -d ' ')
-    size=; [ "$(uname -s)" != Linux ] || size=', 7 GB with CUDA libraries'
-    echo "Python $(version "$python") · $doing $venv · installing $count packages (about 2 minutes$size)"
+    echo "Python $(version "$python") · creating $venv · installing $count packages (about 2 minutes$size)"
+    create_venv "$python"
 fi
-[ "$doing" = updating ] || create_venv "$python"
 
 if [ "$what" = dev ]; then
     # -r keeps the tested versions where the tools could pull in others

@@ -1,9 +1,9 @@
 """ViRB: what do frozen visual encoders know?
 
-    import virb
-    encoder = virb.load_encoder("weights/dino_deitsmall16_pretrain.pth")
-    results = virb.run(experiments={"dino": encoder}, tasks=["digits"], out="out/mine")
-    results.table()
+import virb
+encoder = virb.load_encoder("weights/dino_deitsmall16_pretrain.pth")
+results = virb.run(experiments={"dino": encoder}, tasks=["digits"], out="out/mine")
+results.table()
 """
 
 from __future__ import annotations

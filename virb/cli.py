@@ -119,12 +119,13 @@ def _run(options: argparse.Namespace) -> int:
         return _check(options)
     console = Console(highlight=False)
     from virb.plan.describe import header, many
-    from virb.runner.run import claim, execute
+    from virb.runner.run import claim, execute, nothing_to_do
 
     settings = _settings(options)
     with claim(settings.out) as lease:
         plan, texts = _plan(options, settings, console)
         if not plan.to_do:
+            nothing_to_do(plan)
             _say(
                 console,
                 f"all {many(len(plan.jobs), 'job')} are done ({settings.out}, {_age(settings.out, plan)}) · --force runs them again",

@@ -12,11 +12,35 @@ from virb.config import GradientConfig, MlpConfig, Strict
 from virb.errors import UserError
 
 # The 25 ids of ViRB 2021, and two of our own.
-TASKS = (
-    "Imagenet Imagenetv2 SUN397 CIFAR-100 CalTech-101 Eurosat Pets dtd CLEVRNumObjects CLEVRDist THORNumSteps THORActionPrediction "
-    "nuScenesActionPrediction KineticsActionPrediction Pets-Detection EgoHands CityscapesSemanticSegmentation NYUWalkable NYUDepth "
-    "THORDepth TaskonomyDepth TaskonomyEdges TaskonomyInpainting KITTI COCODetection digits folder"
-).split()
+TASKS = [
+    "Imagenet",
+    "Imagenetv2",
+    "SUN397",
+    "CIFAR-100",
+    "CalTech-101",
+    "Eurosat",
+    "Pets",
+    "dtd",
+    "CLEVRNumObjects",
+    "CLEVRDist",
+    "THORNumSteps",
+    "THORActionPrediction",
+    "nuScenesActionPrediction",
+    "KineticsActionPrediction",
+    "Pets-Detection",
+    "EgoHands",
+    "CityscapesSemanticSegmentation",
+    "NYUWalkable",
+    "NYUDepth",
+    "THORDepth",
+    "TaskonomyDepth",
+    "TaskonomyEdges",
+    "TaskonomyInpainting",
+    "KITTI",
+    "COCODetection",
+    "digits",
+    "folder",
+]
 
 
 class KnnConfig(Strict):

@@ -64,9 +64,9 @@ def test_input_override(write: Write, words) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("weights/b.pt", "X  weights/b.pt does not exist; did you mean a.pt?"),
-        ("pretrained_weights/moco.pt", "X  pretrained_weights/moco.pt does not exist"),
-        ("{weights: runs/*.pt}", "X.weights  runs/*.pt does not exist"),
+        ("weights/b.pt", "X  weights/b.pt does not exist; did you mean weights/a.pt?"),
+        ("pretrained_weights/moco.pt", "X  pretrained_weights/moco.pt does not exist: there is no folder pretrained_weights"),
+        ("{weights: runs/*.pt}", "X.weights  runs/*.pt does not exist: there is no folder runs"),
         ("pixels", "X  pixels does not exist; for the architecture write {arch: pixels, ...}"),
         ("https://example.org/a.pt", "X  weights from a URL are not available yet; download the file and give its path"),
         ("random", "X  random weights need an architecture: {arch: ..., weights: random}"),
@@ -76,14 +76,17 @@ def test_input_override(write: Write, words) -> None:
         ("{}", "X  says nothing to load; give weights, arch, timm or module"),
         ("{checkpoint_ky: a, weights: weights/a.pt}", "X.checkpoint_ky  unknown key; did you mean checkpoint_key?"),
         ("{checkpoint_ky: , weights: weights/a.pt}", "X.checkpoint_ky  unknown key; did you mean checkpoint_key?"),
-        ("{name: a, weights: weights/a.pt}", "X.name  unknown key; did you mean meta?"),
+        (
+            "{name: a, weights: weights/a.pt}",
+            "X.name  unknown key; known are weights, arch, timm, module, checkpoint_key, args, input, meta",
+        ),
         ("{arch: vit_smal}", 'X.arch  no architecture "vit_smal"; did you mean vit_small?'),
         ("{arch: zzz}", 'X.arch  no architecture "zzz"'),
         ("{arch: 5}", "X.arch  expected text, got 5"),
         ("{arch: pixels, timm: resnet50}", "X.timm  arch is given too; give one of arch, timm and module"),
         ("{timm: resnet50, module: 'a:B'}", "X.module  timm is given too; give one of arch, timm and module"),
         ("{module: mylab.MyNet}", 'X.module  expected package.module:Class, got "mylab.MyNet"'),
-        ("timm:", 'X.timm  expected text, got ""'),
+        ("'timm:'", 'X  expected text, got ""'),
         ("{arch: pixels, checkpoint_key: a}", "X.checkpoint_key  names a part of a weights file, but no file is given in weights"),
         ("{arch: pixels, args: 5}", "X.args  expected a mapping, got 5"),
         ("{arch: pixels, args: {a: [.nan]}}", "X.args  expected finite numbers, got NaN"),
@@ -188,7 +191,7 @@ def test_encoder_from_python(write: Write, words, tmp_path: Path) -> None:
         encoder_config_from_mapping("x", {"archh": "vit_tiny", "weights": "no.pt"}, words)
     assert [str(problem) for problem in failure.value.problems] == [
         "<python>  x.archh  unknown key; did you mean arch?",
-        "<python>  x.weights  no.pt does not exist",
+        "<python>  x.weights  no.pt does not exist; did you mean a.pt?",
     ]
     with pytest.raises(ConfigError, match="expected plain data, got object"):
         encoder_config_from_mapping("x", {"arch": "pixels", "args": {"a": object()}}, words)

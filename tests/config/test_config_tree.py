@@ -116,6 +116,8 @@ def test_files_that_explode_are_refused() -> None:
     levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]\n" for i in range(1, 12))
     assert problems("l0: &l0 [1]\n" + levels) == ["x.yaml  describes more than 200000 values"]
     assert problems("[" * 100_000) == ["x.yaml  is nested too deeply"]
+    chain = "".join(f"l{i}: &l{i} [*l{i - 1}]\n" for i in range(1, 600))
+    assert problems("l0: &l0 [1]\n" + chain) == ["x.yaml  is nested too deeply"]
 
 
 def test_python_values_become_the_same_trees(tmp_path: Path) -> None:

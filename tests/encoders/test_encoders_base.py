@@ -63,10 +63,10 @@ def test_prepare_can_swap_channels() -> None:
     torch.testing.assert_close(swapped.prepare(pixels).flatten(), torch.tensor([0.0, 0.2, 1.0]))
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)])
-def test_prepare_refuses_other_tensors(vit: Encoder, wrong: torch.Tensor) -> None:
+@pytest.mark.parametrize(("shape", "dtype"), [((1, 3, 8, 8), torch.float32), ((3, 8, 8), torch.uint8), ((1, 1, 8, 8), torch.uint8)])
+def test_prepare_refuses_other_tensors(vit: Encoder, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     with pytest.raises(ViRBError, match="uint8"):
-        vit.prepare(wrong)
+        vit.prepare(torch.zeros(shape, dtype=dtype))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

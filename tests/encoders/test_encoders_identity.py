@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import virb
 from virb.encoders.identity import encoder_id
 from virb.encoders.load import load_encoder
 
@@ -78,6 +79,13 @@ def test_names_and_shapes_count() -> None:
     assert encoder_id(Holder(a=strided), {}) == encoder_id(Holder(a=values), {})
 
 
+def run_elsewhere(code: str, folder: Path, *arguments: str) -> str:
+    """What ``code`` prints in another process that starts in ``folder``."""
+    environment = {"PYTHONPATH": str(Path(virb.__file__).parents[1]), "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2", "PATH": ""}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
 RECIPES = (
     f"{{'arch': 'vit', 'weights': 'random', 'args': {SMALL}}}",
     "{'module': 'id_net:Net', 'args': {'scale': 2.0}}",
@@ -87,28 +95,21 @@ RECIPES = (
 
 def test_another_process_gets_the_same_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "id_net.py").write_text(SOURCE)
-    code = "import sys; from virb.encoders.load import load_encoder\nfor recipe in sys.argv[1:]: print(load_encoder(eval(recipe)).spec.encoder_id)"
-    import virb
-
-    environment = {"PYTHONPATH": str(Path(virb.__file__).parents[1]), "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2", "PATH": ""}
-    there = subprocess.run([sys.executable, "-c", code, *RECIPES], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    code = "import sys; from virb.encoders.load import load_encoder\nfor t in sys.argv[1:]: print(load_encoder(eval(t)).spec.encoder_id)"
+    there = run_elsewhere(code, tmp_path, *RECIPES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     torch.manual_seed(123)
     torch.randn(5)
-    assert there.stdout.split() == [load_encoder(eval(recipe)).spec.encoder_id for recipe in RECIPES]
+    assert there.split() == [load_encoder(eval(recipe)).spec.encoder_id for recipe in RECIPES]
 
 
 def test_the_source_and_arguments_of_a_users_class_count(tmp_path: Path) -> None:
     def module_id(name: str, source: str, **args: Any) -> str:
         (tmp_path / f"{name}.py").write_text(source)
-        code = f"from virb.encoders.load import load_encoder; print(load_encoder({{'module': '{name}:Net', 'args': {args}}}).spec.encoder_id)"
-        ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
-        return ran.stdout.strip()
+        recipe = {"module": f"{name}:Net", "args": args}
+        return run_elsewhere(f"from virb.encoders.load import load_encoder; print(load_encoder({recipe}).spec.encoder_id)", tmp_path)
 
-    import virb
-
-    environment = {"PYTHONPATH": str(Path(virb.__file__).parents[1]), "PATH": ""}
     first = module_id("net", SOURCE)
     assert module_id("net", SOURCE, scale=3.0) != first
     assert module_id("net", SOURCE.replace("images.mean", "images.abs().mean")) != first

@@ -30,7 +30,7 @@ def lively(name: str) -> torch.nn.Module:
 
 def hooked(network: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
     seen: dict[str, torch.Tensor] = {}
-    taps = {"block1": network.layer1, "block2": network.layer2, "block3": network.layer3, "block4": network.layer4, "embedding": network.avgpool}
+    taps = {**{f"block{i}": getattr(network, f"layer{i}") for i in (1, 2, 3, 4)}, "embedding": network.avgpool}
     handles = [tap.register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out.clone()})) for name, tap in taps.items()]
     handles.append(network.maxpool.register_forward_pre_hook(lambda _m, inputs: seen.update(conv=inputs[0].clone())))
     with torch.no_grad():

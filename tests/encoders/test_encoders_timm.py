@@ -10,7 +10,7 @@ import timm
 import torch
 
 from virb.encoders.load import load_encoder
-from virb.errors import UserError
+from virb.errors import UserError, ViRBError
 
 VITS = {
     "vit_tiny_patch16_224": {"depth": 4},
@@ -91,6 +91,27 @@ def test_xcit_has_no_class_token_in_its_blocks() -> None:
     assert_same(found["embedding"], embedding_of(encoder.network, images))
     assert found["tokens[-1]"].shape == (1, 128, 4, 4)
     assert "cls" not in encoder.spec.outputs
+
+
+def test_a_model_of_one_size_says_so() -> None:
+    encoder = load("mixer_s32_224")
+    assert encoder(torch.randn(1, 3, 224, 224), ("tokens",))["tokens[-1]"].shape == (1, 512, 7, 7)
+    with pytest.raises(ViRBError, match="is for 224x224 images and fails on 64x96"):
+        encoder(torch.randn(1, 3, 64, 96))
+
+
+def test_overlapping_patches_need_no_padding() -> None:
+    encoder = load("pvt_v2_b0", {"depths": (1, 1, 1, 1)})
+    assert encoder.spec.patch_size is None
+    assert [level[1:] for level in encoder.output_shapes(("pyramid",), (64, 96))["pyramid"]] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+def test_models_that_refuse_the_norm_give_raw_maps() -> None:
+    encoder = load("hiera_tiny_224", {"embed_dim": 24, "stages": (1, 1, 1, 1)})
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        maps = encoder.network.forward_intermediates(images, norm=False, intermediates_only=True)
+    assert_same(encoder(images, ("tokens[-1]",))["tokens[-1]"], maps[-1])
 
 
 def test_preprocessing_is_the_models_own() -> None:

@@ -59,6 +59,16 @@ def test_dino_mode_equals_the_original(patch: int, tmp_path: Path) -> None:
             assert_near(found["tokens[-1]"], as_map(stored[f"{size}.last_tokens"], grid), TOKENS)
 
 
+def test_copy_detection_descriptor_equals_the_original(tmp_path: Path) -> None:
+    """From uint8 pixels: normalisation, [CLS] and the GeM of the patch tokens, joined."""
+    stored = np.load(GOLDEN / "dino_copydetect.npz", allow_pickle=False)
+    torch.save({key[3:]: torch.from_numpy(stored[key]) for key in stored.files if key.startswith("sd.")}, tmp_path / "vit.pth")
+    encoder = load_encoder({"arch": "vit", "weights": tmp_path / "vit.pth", "args": {"heads": 2}})
+    images = encoder.prepare(torch.from_numpy(stored["images"]).permute(0, 3, 1, 2))
+    request = "cls[-1]+tokens[-1].gem(4)"
+    assert_near(encoder(images, (request,))[request], stored["descriptor"], 2e-5)
+
+
 def test_tokens_before_the_first_block(tmp_path: Path) -> None:
     stored, encoder = golden(16, "dino", tmp_path)
     tokens, grid = encoder.network.embed(torch.from_numpy(stored["64x96.x"]))
@@ -111,9 +121,7 @@ def test_queries_keys_and_values_make_the_attention() -> None:
     with torch.no_grad():
         encoder.network.blocks[2].attn.qkv.weight.mul_(20)  # away from uniform attention
     found = encoder(torch.randn(2, 3, 32, 48), ("queries[2]", "keys[2]", "values[2]", "attention[2]", "attention[2,4]"))
-    assert {key: tuple(found[key].shape) for key in ("queries[2]", "keys[2]", "values[2]")} == {
-        key: (2, 2, 7, 32) for key in ("queries[2]", "keys[2]", "values[2]")
-    }
+    assert all(found[key].shape == (2, 2, 7, 32) for key in ("queries[2]", "keys[2]", "values[2]"))
     attention = (found["queries[2]"] @ found["keys[2]"].transpose(2, 3) / 32**0.5).softmax(-1)
     assert attention.std() > 0.02
     torch.testing.assert_close(found["attention[2]"], attention[:, :, 0, 1:].reshape(2, 2, 2, 3))

@@ -43,8 +43,10 @@ CASES = {
     ),
     "OneCycle-cos": (
         dict(anneal="cos", pct_start=0.45, div_factor=7.0, final_div_factor=50.0, base_momentum=0.6, max_momentum=0.8),
-        lambda total, lr: lambda o: torch.optim.lr_scheduler.OneCycleLR(
-            o, lr, total, pct_start=0.45, div_factor=7.0, final_div_factor=50.0, base_momentum=0.6, max_momentum=0.8
+        lambda total, lr: (
+            lambda o: torch.optim.lr_scheduler.OneCycleLR(
+                o, lr, total, pct_start=0.45, div_factor=7.0, final_div_factor=50.0, base_momentum=0.6, max_momentum=0.8
+            )
         ),
     ),
     "OneCycle-still": (

@@ -91,7 +91,12 @@ def test_what_is_no_head_is_refused() -> None:
         {"head.weight": torch.zeros(3, 2)},
         {"head.weight": torch.zeros(3, 2), "head.bias": torch.zeros(4)},
         {"head.weight": torch.zeros(3, 2, 1, 1), "head.bias": torch.zeros(3)},
-        {"head.0.weight": torch.zeros(5, 2), "head.0.bias": torch.zeros(5), "head.2.weight": torch.zeros(3, 4), "head.2.bias": torch.zeros(3)},
+        {
+            "head.0.weight": torch.zeros(5, 2),
+            "head.0.bias": torch.zeros(5),
+            "head.2.weight": torch.zeros(3, 4),
+            "head.2.bias": torch.zeros(3),
+        },
     ):
         with pytest.raises(ViRBError, match=r"not a head: expected head\.weight"):
             head_shape(wrong)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from virb.config.check import Locate, check, describe, did_you_mean
-from virb.config.files import COMMAND_LINE, Loaded, read_trees
+from virb.config.files import COMMAND_LINE, Loaded, near_file, read_trees
 from virb.config.names import UniqueNames, check_encoder_name
 from virb.config.records import EncoderConfig, EncoderKeys
 from virb.config.tree import KeyPath, Report, Tree, Where, from_python
@@ -131,5 +131,4 @@ def _check_words(
 def _hint(weights: str, named: bool, vocabulary: Vocabulary) -> str:
     if weights in vocabulary.arch_names() and not named:
         return f"; for the architecture write {{arch: {weights}, ...}}"
-    path = Path(weights)
-    return did_you_mean(path.name, [other.name for other in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    return near_file(Path(weights))

@@ -62,7 +62,7 @@ def _files(path: Path, problems: Report, warnings: Report) -> Iterator[Path]:
     if not path.exists():
         renamed = _renamed(path)
         if renamed is None:
-            problems.add(Where(str(path), 0), f"does not exist{_near(path)}")
+            problems.add(Where(str(path), 0), f"does not exist{near_file(path)}")
             return
         warnings.add(Where(str(path), 0), f"does not exist; {renamed} is read instead")
         path = renamed
@@ -86,7 +86,8 @@ def _renamed(path: Path) -> Path | None:
     return None
 
 
-def _near(path: Path) -> str:
+def near_file(path: Path) -> str:
+    """What to say after "does not exist": the nearest name in the same folder, or that there is no such folder."""
     if not path.parent.is_dir():
         return f": there is no folder {path.parent}"
     found = nearest(path.name, [other.name for other in path.parent.iterdir()])
@@ -103,9 +104,7 @@ def _read(file: Path, problems: Report) -> str | None:
     return None
 
 
-def only(
-    items: Iterable[Item], patterns: Sequence[str] | str, *, option: str = "--only"
-) -> tuple[tuple[Item, ...], tuple[Problem, ...]]:
+def only(items: Iterable[Item], patterns: Sequence[str] | str, *, option: str = "--only") -> tuple[tuple[Item, ...], tuple[Problem, ...]]:
     """The encoders or tasks whose name or label matches any glob (``DINO*``; several by comma), in their order, and a problem for
     each glob without a match. No glob: all of them. ``option`` is the flag that a problem names."""
     items = tuple(items)

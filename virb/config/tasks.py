@@ -40,9 +40,7 @@ def load_task_configs(
     return Loaded(tuple(tasks), tuple(dict.fromkeys((*problems, *collisions))), tuple(warnings), texts)
 
 
-def task_config_from_mapping(
-    label: str, mapping: Mapping[str, Any], vocabulary: Vocabulary, *, protocol: str | None = None
-) -> TaskConfig:
+def task_config_from_mapping(label: str, mapping: Mapping[str, Any], vocabulary: Vocabulary, *, protocol: str | None = None) -> TaskConfig:
     """A task given in Python with the keys of a task config; ConfigError names all mistakes."""
     report = Report()
     tree = from_python(mapping, (label,), "<python>", report)
@@ -199,7 +197,7 @@ def _training_configs(
         if record is not None:
             configs[name] = record
     points = values.get("grid")
-    for point in grid.expand(points, _below(("grid",), locate), report) if isinstance(points, Mapping) else ():
+    for point in grid.expand(points, _below(("grid",), locate), report) if isinstance(points, Mapping) and points else ():
         if point.name in places:
             report.add(locate(("grid",)), f"makes a training config {point.name}, which training_configs has too ({places[point.name]})")
             continue

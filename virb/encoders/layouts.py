@@ -63,7 +63,7 @@ def _vit_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "patch_size": patch,
         **({"img_size": side * patch} if side * side == positions else {}),
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "qkv_bias": any(key.endswith(".attn.qkv.bias") for key in state),
     }
 
 
@@ -75,7 +75,8 @@ def _vit(state: Mapping[str, Tensor]) -> Found | str | None:
         return f"a vision transformer with {state['pos_embed'].shape[1]} positions, which are not [CLS] and a square grid"
     width, depth = told["width"], told["depth"]
     if width not in HEADS:
-        return f"a vision transformer {width} wide and {depth} deep, whose shapes do not tell its number of heads (arch: vit, args: {{heads: N}})"
+        advice = "(try arch: vit with args: {heads: N})"
+        return f"a vision transformer {width} wide and {depth} deep, whose shapes do not tell its number of heads {advice}"
     heads = HEADS[width]
     return next((name for name, size in SIZES.items() if size == (width, depth, heads)), "vit"), {**told, "heads": heads}
 

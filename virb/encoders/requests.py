@@ -215,9 +215,7 @@ def _reduce_one(tensor: Tensor, reductions: Sequence[Reduction]) -> Tensor:
 
 # Reading the text
 
-_TERM = re.compile(
-    r"(?P<name>[A-Za-z_]\w*)\s*(?:\[(?P<blocks>[^\[\]]*)\])?\s*(?:\((?P<options>[^()]*)\))?\s*(?P<rest>.*)", re.DOTALL
-)
+_TERM = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?:\[(?P<blocks>[^\[\]]*)\])?\s*(?:\((?P<options>[^()]*)\))?\s*(?P<rest>.*)", re.DOTALL)
 _REDUCTION = re.compile(r"\s*\.\s*(?P<name>\w+)\s*(?:\((?P<argument>[^()]*)\))?\s*")
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from virb.encoders.base import Encoder, EncoderSpec, InputSpec, Single, Stage, evenly_spaced
 from virb.encoders.requests import suggest
-from virb.errors import UserError
+from virb.errors import UserError, ViRBError
 
 # What lets a model take any input size, by the names that timm's families have for it; a family without one keeps its own size.
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+_WITHOUT_NORM = ("Hiera", "HieraDet")  # classes whose forward_intermediates refuses norm=True: their maps are raw
 
 
 class TimmEncoder(Encoder):
@@ -30,14 +31,14 @@ class TimmEncoder(Encoder):
         self_similar = len({stride for _, stride in maps}) == 1
         levels = evenly_spaced(len(maps)) if self_similar and maps else range(len(maps))
         self._with_prefix = _has_cls(network)
-        patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        self._can_norm = type(network).__name__ not in _WITHOUT_NORM
         draft = EncoderSpec(
             name="",
             embed_dim=int(getattr(network, "head_hidden_size", None) or network.num_features),
-            patch_size=max(patch) if isinstance(patch, tuple | list) else patch,
+            patch_size=_patch_size(network),
             stages=tuple(Stage(f"tokens[{i}]", *maps[i]) for i in levels),
             n_heads=_heads(network),
-            input=_input_spec(network),
+            input=_input_spec(network, arguments),
             n_params=0,
             encoder_id="",
             source="",
@@ -49,8 +50,21 @@ class TimmEncoder(Encoder):
         )
         super().__init__(network, draft, arguments)
         self.ignored = tuple(f"{head}." for head in _classifiers(network))
+        self._own_size = self.spec.input.size
 
     def _outputs(self, images: Tensor, wanted: Collection[Single]) -> dict[Single, Tensor]:
+        try:
+            return self._compute(images, wanted)
+        except (AssertionError, RuntimeError) as error:
+            size = (images.shape[2], images.shape[3])
+            if size == self._own_size or isinstance(error, torch.OutOfMemoryError):
+                raise
+            own, here = ("x".join(map(str, sides)) for sides in (self._own_size, size))
+            advice = f"use input: {{size: {list(self._own_size)}}}, or args: {{img_size: {list(size)}}} if the model has that"
+            what = f"{self.spec.architecture} is for {own} images and fails on {here}"
+            raise ViRBError(f"{self.spec.name}: {what} ({error}); {advice}") from error
+
+    def _compute(self, images: Tensor, wanted: Collection[Single]) -> dict[Single, Tensor]:
         found: dict[Single, Tensor] = {}
         by_norm = {norm: [s for s in wanted if s.block is not None and s.norm == norm] for norm in (True, False)}
         pooled = next((single for single in wanted if single.name == "embedding"), None)
@@ -70,7 +84,13 @@ class TimmEncoder(Encoder):
         blocks = sorted({single.block for single in singles if single.block is not None})
         options: dict[str, Any] = {"return_prefix_tokens": True} if any(single.name == "cls" for single in singles) else {}
         answer = self.network.forward_intermediates(
-            images, indices=blocks, norm=norm, output_fmt="NCHW", intermediates_only=not with_final, stop_early=not with_final, **options
+            images,
+            indices=blocks,
+            norm=norm and self._can_norm,
+            output_fmt="NCHW",
+            intermediates_only=not with_final,
+            stop_early=not with_final,
+            **options,
         )
         final, levels = answer if with_final else (None, answer)
         place = dict(zip(blocks, levels, strict=True))
@@ -136,6 +156,16 @@ def _feature_maps(network: nn.Module) -> list[tuple[int, int]]:
     return [(int(item["num_chs"]), int(item["reduction"])) for item in getattr(info, "info", info)]
 
 
+def _patch_size(network: Any) -> int | None:
+    """The side that images must be a multiple of; None for convnets and for patches that overlap."""
+    embed = getattr(network, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    projection = getattr(embed, "proj", None)
+    if patch is None or (isinstance(projection, nn.Conv2d) and projection.stride != projection.kernel_size):
+        return None
+    return max(patch) if isinstance(patch, tuple | list) else int(patch)
+
+
 def _has_cls(network: Any) -> bool:
     if getattr(network, "cls_token", None) is None or not hasattr(network, "forward_intermediates"):
         return False
@@ -153,12 +183,12 @@ def _classifiers(network: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _input_spec(network: nn.Module) -> InputSpec:
+def _input_spec(network: nn.Module, arguments: Mapping[str, Any]) -> InputSpec:
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(network)
     interpolation = config["interpolation"]
-    return InputSpec(
+    spec = InputSpec(
         size=(config["input_size"][1], config["input_size"][2]),
         resize="squash" if config["crop_mode"] == "squash" else "shorter",
         crop="none" if config["crop_mode"] == "squash" else "center",
@@ -167,3 +197,4 @@ def _input_spec(network: nn.Module) -> InputSpec:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
+    return spec.override({"size": arguments["img_size"]}) if arguments.get("img_size") else spec

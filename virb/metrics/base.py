@@ -105,7 +105,7 @@ def find_metric(name: str) -> Metric:
     """A built-in metric by name, or a user's own by ``module:NAME``. KeyError with the list of names when there is none."""
     if ":" in name:
         module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return register_metric(getattr(importlib.import_module(module), attribute))  # results know it by its bare name
     _load_builtin()
     if name not in _METRICS:
         near = difflib.get_close_matches(name, _METRICS, n=1)

@@ -27,7 +27,8 @@ from virb.features.passes import Numerics, Wanted, forward
 from virb.io import hash_record
 from virb.plan.jobs import Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
 from virb.plan.units import assemble
-from virb.probes.base import FIT, SELECT
+from virb.metrics.base import find_metric
+from virb.probes.base import FIT, REPORT, REPORT_UNLABELLED, SELECT, is_labelled, is_role
 from virb.tasks.base import Task
 from virb.tasks.resolve import ResolvedTask, canonical, get_probe, resolve_task
 
@@ -45,6 +46,7 @@ class _Builder:
     datasets: dict[str, Dataset] = field(default_factory=dict)
     lists: dict[str, ImageList] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
+    measured: dict[tuple[str, Any, str], tuple[tuple[int, ...] | None, float]] = field(default_factory=dict)
 
     def add_problem(self, where: Any, error: Exception, key: str = "") -> None:
         file, line, name = (where.file, where.line, where.key) if where else ("<python>", 0, key)
@@ -91,6 +93,7 @@ def _resolve_tasks(builder: _Builder) -> list[ResolvedTask]:
             for task in resolve_task(config, builder.settings.protocol, builder.settings.seed):
                 if not task.task.available:
                     raise UserError(f"the task {task.task.id} is not available yet; virb list tasks shows those that are")
+                _check_task(task.task)
                 _dataset(builder, task)
                 resolved.append(task)
         except ViRBError as error:
@@ -129,7 +132,7 @@ def _plan_job(builder: _Builder, config: EncoderConfig | InMemory, encoder: Enco
     ids: dict[str, Any] = {}
     total = 0
     for role, split in task.task.roles.items():
-        held_out = role == SELECT and split not in dataset.samples
+        held_out = role == SELECT and split not in dataset.samples and FIT in task.task.roles
         if role == SELECT and task.selection != "val":
             continue  # this protocol chooses on the reported split
         if held_out:
@@ -147,8 +150,8 @@ def _plan_job(builder: _Builder, config: EncoderConfig | InMemory, encoder: Enco
                 keys.append(_entry(builder, config.name, encoder, seen, request, list_id, len(images), task.stream).key)
                 total += builder.entries[keys[-1]].nbytes
         roles[role] = RolePlan(split, samples, list_id, tuple(keys), held_out)
-        ids[role] = {"entries": keys, "list": list_id, "samples": samples_id(samples, task.task.target)}
-    _check_classes(task.task, dataset, roles)
+        ids[role] = {"entries": keys, "list": list_id, "samples": samples_id(samples, task.task.target if _has_target(role) else None)}
+    _check_samples(task.task, dataset, roles)
     record = {
         "format": RESULT_FORMAT,
         "encoder": encoder.spec.encoder_id,
@@ -227,21 +230,18 @@ def _entry(
         if known.streamed and not streamed:  # one task streams by wish, another keeps: keep
             builder.entries[record.key] = known = replace(known, streamed=False)
         return known
-    shape, seconds = _measure(encoder, geometry, request, builder.settings.numerics)
+    shape, seconds = _measure(builder, encoder, geometry, request)
     nbytes = 2 * n_rows * math.prod(shape) if shape else 0
     entry = Entry(record, Wanted(name, geometry, request, record.key), list_id, n_rows, shape, nbytes, seconds, streamed)
     builder.entries[record.key] = entry
     return entry
 
 
-_MEASURED: dict[tuple[str, Any, str], tuple[tuple[int, ...] | None, float]] = {}
-
-
-def _measure(encoder: Encoder, geometry: Geometry, request: str, numerics: Numerics) -> tuple[tuple[int, ...] | None, float]:
+def _measure(builder: _Builder, encoder: Encoder, geometry: Geometry, request: str) -> tuple[tuple[int, ...] | None, float]:
     """Shape of one row, and seconds per image of a small batch of noise: so wrong shapes are found before anything runs."""
     size = geometry.size
     key = (encoder.spec.encoder_id, size, request)
-    if key not in _MEASURED:
+    if key not in builder.measured:
         h, w = size or (64, 64)
         noise = torch.randint(0, 256, (4, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         seconds = float("inf")
@@ -251,19 +251,22 @@ def _measure(encoder: Encoder, geometry: Geometry, request: str, numerics: Numer
             seconds = min(seconds, (time.perf_counter() - began) / len(noise))
         if not torch.isfinite(values).all():
             raise UserError(f"{encoder.spec.name} gives NaN or infinite values of {request} on noise; check its weights")
-        _MEASURED[key] = (tuple(values.shape[1:]) if size else None, seconds)
-    return _MEASURED[key]
+        builder.measured[key] = (tuple(values.shape[1:]) if size else None, seconds)
+    return builder.measured[key]
 
 
-def samples_id(samples: Samples, target: str) -> str:
+def samples_id(samples: Samples, target: str | None) -> str:
     """What a result depends on besides pixels: which samples, their rows and units, and the targets as far as they are in memory."""
     digest = hashlib.sha256()
     for array in (samples.ids, samples.units):
         digest.update("\0".join(map(str, array)).encode())
     digest.update(np.ascontiguousarray(samples.row_values).tobytes() + np.ascontiguousarray(samples.row_offsets).tobytes())
+    if target is None:
+        return digest.hexdigest()
     targets = samples.targets.get(target)
     digest.update(target.encode())
-    digest.update(np.ascontiguousarray(targets).tobytes() if isinstance(targets, np.ndarray) else repr(type(targets)).encode())
+    for part in [targets] if isinstance(targets, np.ndarray) else targets if isinstance(targets, list) else []:
+        digest.update(np.ascontiguousarray(part).tobytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -271,9 +274,27 @@ def _source_hash(probe: type) -> str:
     return hashlib.sha256(inspect.getsource(sys.modules[probe.__module__]).encode()).hexdigest()
 
 
-def _check_classes(task: Task, dataset: Dataset, roles: Mapping[str, RolePlan]) -> None:
+def _has_target(role: str) -> bool:
+    return is_labelled(role) or role == REPORT_UNLABELLED
+
+
+def _check_task(task: Task) -> None:
+    """A user's own task may ask for what does not exist."""
+    for role in task.roles:
+        if not is_role(role):
+            raise UserError(f"the task {task.id} has a role {role!r}; roles are fit, select, report, report-unlabelled, aux and aux-<name>")
+    if (REPORT in task.roles) == (REPORT_UNLABELLED in task.roles):
+        raise UserError(f"the task {task.id} needs one role to report on: report or report-unlabelled")
+    for name in task.metrics:
+        try:
+            find_metric(name)
+        except (KeyError, ImportError, AttributeError) as error:
+            raise UserError(f"the task {task.id} has a metric {name}: {error.args[0] if error.args else error}") from error
+
+
+def _check_samples(task: Task, dataset: Dataset, roles: Mapping[str, RolePlan]) -> None:
     for role, plan in roles.items():
-        if task.target not in plan.samples.targets:
+        if _has_target(role) and task.target not in plan.samples.targets:
             raise UserError(
                 f"split {plan.split} of {dataset.name} has no target {task.target!r} (it has: {', '.join(plan.samples.targets)})"
             )

@@ -18,9 +18,20 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from virb.errors import UserError
+from virb.metrics.base import Statistics
 
 Selection = Literal["val", "test-last", "test-best"]
-FIT, SELECT, REPORT, AUX = "fit", "select", "report", "aux"
+FIT, SELECT, REPORT, AUX, REPORT_UNLABELLED = "fit", "select", "report", "aux", "report-unlabelled"
+
+
+def is_role(role: str) -> bool:
+    """A task may have several ``aux`` roles: ``aux``, ``aux-whitening``, ``aux-distractors`` ..."""
+    return role in (FIT, SELECT, REPORT, REPORT_UNLABELLED) or role.split("-")[0] == AUX
+
+
+def is_labelled(role: str) -> bool:
+    """Whether probes see this role's targets. Those of ``report-unlabelled`` are for scoring alone; ``aux`` has none."""
+    return role in (FIT, SELECT, REPORT)
 
 
 class Features(Protocol):
@@ -84,10 +95,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Per-sample predictions on a role; scores for classification (N x C), or one entry per sample when ragged."""
+    """Per-sample predictions on a role; scores for classification (N x C), or one entry per sample when ragged.
+
+    Predictions too large to keep (dense maps) may be scored by the probe batch by batch: then ``values`` is None and ``statistics`` has
+    those of every metric, by its name.
+    """
 
     values: Any
     loss: float | None = None
+    statistics: Mapping[str, Statistics] | None = None
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -333,12 +334,12 @@ def _save(path: Path, fingerprint: str, epoch: int, grid: _Grid, trained: Mappin
 
 def _restore(path: Path | None, fingerprint: str, grid: _Grid, trained: Mapping[str, Trained], device: torch.device) -> int:
     """Puts a saved state in place; the number of epochs done, 0 when there is none that belongs to this training."""
-    if path is None or not path.exists():
+    if path is None or not path.exists() or not zipfile.is_zipfile(path):
         return 0
     try:
         whole: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        return 0  # not a file of ours, or a damaged disk: training again costs time, never a number
+    except (RuntimeError, pickle.UnpicklingError):
+        return 0  # a damaged disk: training again costs time, never a number
     if whole.get("fingerprint") != fingerprint:
         return 0
     for group, saved in zip(grid.groups, whole["groups"], strict=True):

@@ -34,12 +34,12 @@ def usable_samples(samples: Samples, bad: Mapping[int, str], images: ImageList, 
     return np.flatnonzero(~hit)
 
 
-def pick(samples: Samples, target: str, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Row values, row offsets and targets of the chosen samples."""
+def pick(samples: Samples, target: str | None, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Row values, row offsets and targets (None without a ``target``) of the chosen samples."""
     lengths = np.diff(samples.row_offsets)[chosen]
     values = np.concatenate([samples.rows(int(i)) for i in chosen]) if len(chosen) else np.zeros(0, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return values, offsets, pick_targets(samples.targets[target], chosen)
+    return values, offsets, None if target is None else pick_targets(samples.targets[target], chosen)
 
 
 def pick_targets(targets: Any, chosen: np.ndarray) -> Any:
@@ -60,7 +60,9 @@ class _Picked(Sequence[Any]):
         return self.source[int(self.chosen[index])]
 
 
-def role_data(samples: Samples, target: str, chosen: np.ndarray, views: Sequence[Rows], device: torch.device, tier: str) -> RoleData:
+def role_data(
+    samples: Samples, target: str | None, chosen: np.ndarray, views: Sequence[Rows], device: torch.device, tier: str
+) -> RoleData:
     values, offsets, targets = pick(samples, target, chosen)
     features = SampleFeatures(views, values, offsets, device, tier)
     return RoleData(features, targets, samples.ids[chosen], samples.units[chosen])
@@ -79,7 +81,8 @@ def encoded_rows(
 
     def read(rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
         found: list[torch.Tensor] = []
-        for batch in load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, on_bad_image="skip"):
+        # What may be skipped has been left out of the samples; any other image that cannot be decoded is an error.
+        for batch in load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, on_bad_image="error"):
             found += encode(encoder, batch.pixels[geometry], [request], device, options)[request]
         if len({value.shape for value in found}) == 1:
             return _as_stored(torch.stack(found))
@@ -109,7 +112,7 @@ class ImageBatches:
         self,
         images: ImageList,
         samples: Samples,
-        target: str,
+        target: str | None,
         chosen: np.ndarray,
         geometry: Geometry,
         encoder: Encoder,
@@ -118,7 +121,7 @@ class ImageBatches:
     ) -> None:
         self._images, self._samples, self._chosen = images, samples, chosen
         self._geometry, self._encoder, self._device, self._threads = geometry, encoder, device, threads
-        self.targets = pick_targets(samples.targets[target], chosen)
+        self.targets = None if target is None else pick_targets(samples.targets[target], chosen)
         self.units = samples.units[chosen]
         self.sample_ids = samples.ids[chosen]
 
@@ -137,7 +140,7 @@ class ImageBatches:
             images = self._encoder.prepare(torch.stack(pixels).to(self._device))
             if all(len(r) == len(row_lists[0]) for r in row_lists) and len(row_lists[0]) > 1:
                 images = images.reshape(len(part), -1, *images.shape[1:])
-            yield Batch(part, images, [self.targets[int(i)] for i in part])
+            yield Batch(part, images, [] if self.targets is None else [self.targets[int(i)] for i in part])
 
 
 def online_sample(images: ImageList, samples: Samples, index: int, given: Any) -> OnlineSample:

@@ -30,8 +30,10 @@ class Curves:
 
             with writing(folder):
                 self._writers[folder] = SummaryWriter(str(folder))
-        self._writers[folder].add_scalar(f"{config}/{tag}" if self._together else tag, value, step)
+        with writing(folder):
+            self._writers[folder].add_scalar(f"{config}/{tag}" if self._together else tag, value, step)
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        for folder, writer in self._writers.items():
+            with writing(folder):
+                writer.close()

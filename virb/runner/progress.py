@@ -153,11 +153,16 @@ class LiveProgress(Progress):
         super().__init__(plan, graph, console)
         from rich.live import Live
 
+        self._time_left: float | None = None
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4, transient=True)
         self._live.start()
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
+
+    def tick(self, graph: Graph) -> None:
+        # Reckoned here, for the table is drawn by a thread of its own while the graph changes.
+        self._time_left = self._left()
 
     def close(self) -> None:
         self._live.stop()
@@ -180,7 +185,7 @@ class LiveProgress(Progress):
         jobs = f"{self.jobs_done + self.jobs_failed}/{len(self.plan.to_do)} jobs" + (
             f", {self.jobs_failed} failed" if self.jobs_failed else ""
         )
-        table.add_row("run", jobs, "", f"elapsed {clock_text(self.clock.elapsed)}", f"left about {clock_text(self._left())}")
+        table.add_row("run", jobs, "", f"elapsed {clock_text(self.clock.elapsed)}", f"left about {clock_text(self._time_left)}")
         return table
 
 

@@ -14,7 +14,7 @@ from virb.encoders.base import EncoderSpec
 from virb.errors import ViRBError
 from virb.metrics.base import Metric, Statistics, find_metric
 from virb.plan.jobs import Job, PlannedEncoder, RunContext
-from virb.probes.base import REPORT, ConfigOutcome, Outcome, Predictions
+from virb.probes.base import REPORT, REPORT_UNLABELLED, ConfigOutcome, Outcome, Predictions
 from virb.probes.inputs import pick_targets
 from virb.results import schema
 from virb.results.environment import provenance, utc_now
@@ -23,6 +23,9 @@ from virb.results.statistics import estimate
 from virb.results.store import write_failure, write_job
 from virb.results.tables import format_value
 from virb.tasks.resolve import canonical
+
+
+_TARGETS_AT_ONCE = 64  # masks and maps are read from disk when they are scored
 
 
 @dataclass
@@ -44,25 +47,29 @@ class JobFacts:
         self.timings.append(schema.Timing(stage=name, seconds=round(time.perf_counter() - began, 3), items=items))
 
 
+def report_role(job: Job) -> str:
+    """The role whose samples are scored; a task has one."""
+    return REPORT if REPORT in job.roles else REPORT_UNLABELLED
+
+
 def write_outcome(facts: JobFacts, outcome: Outcome) -> str:
     """Scores the predictions, writes every file of the job, and returns one line with its numbers."""
     began = time.perf_counter()
     job, task = facts.job, facts.job.task
     metrics = [find_metric(name) for name in task.task.metrics]
-    plan = job.roles[REPORT]
-    samples = facts.chosen_samples[REPORT]
+    role = report_role(job)
+    plan, samples = job.roles[role], facts.chosen_samples[role]
     targets = pick_targets(plan.samples.targets[task.task.target], samples)
-    targets = targets if isinstance(targets, np.ndarray) else list(targets)
     scored: dict[tuple[int, str], dict[str, Statistics]] = {}
     for run in outcome.runs:
         for name, config in run.configs.items():
             if config.report is not None:
-                scored[run.seed, name] = {m.name: m.statistics(config.report.values, targets) for m in metrics}
+                scored[run.seed, name] = _score(task.probe, metrics, config.report, targets)
     chosen = [scored[run.seed, outcome.chosen] for run in outcome.runs if (run.seed, outcome.chosen) in scored]
     if len(chosen) != len(outcome.runs):
         raise ViRBError(f"the probe {task.probe} gave no predictions of its chosen config {outcome.chosen} on {plan.split}")
     units = plan.samples.units[samples]
-    numbers = [_metric_record(m, [c[m.name] for c in chosen], units, primary=i == 0) for i, m in enumerate(metrics)]
+    numbers = [_metric_record(m, [c[m.name] for c in chosen], units, role, primary=i == 0) for i, m in enumerate(metrics)]
     facts.stage("metrics", began, len(samples))
     record = _job_record(facts, outcome, scored, metrics, numbers)
     configs = [_config_record(facts, outcome, scored, metrics, name) for name in task.configs]
@@ -71,16 +78,37 @@ def write_outcome(facts: JobFacts, outcome: Outcome) -> str:
         sample_id=plan.samples.ids[samples],
         unit_id=units,
         target=targets if isinstance(targets, np.ndarray) else None,
-        prediction=_stack([run.configs[outcome.chosen].report for run in outcome.runs]),
+        prediction=_stack([run.configs[outcome.chosen].report for run in outcome.runs], len(job.classes or ())),
         statistics={m.name: [c[m.name] for c in chosen] for m in metrics},
     )
     keep: Any = facts.context.settings.keep_heads
     write_job(facts.context.settings.out, record, configs, heads, arrays, {**facts.index_lists, **outcome.index_lists}, keep)
-    texts = [format_value(n.value, n.ci_low, n.ci_high, n.unit) for n in numbers if n.value is not None]
-    return ", ".join(f"{m.title} {text}" for m, text in zip(metrics, texts, strict=False))
+    values = [(m.title, n) for m, n in zip(metrics, numbers, strict=True) if n.value is not None]
+    return ", ".join(f"{title} {format_value(n.value, n.ci_low, n.ci_high, n.unit)}" for title, n in values if n.value is not None)
 
 
-def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, primary: bool) -> schema.MetricRecord:
+def _score(probe: str, metrics: list[Metric], predictions: Predictions, targets: Any) -> dict[str, Statistics]:
+    """Statistics of each metric, by name. Targets that are read item by item are held a few at a time."""
+    if predictions.statistics is not None:
+        found = dict(predictions.statistics)
+    else:
+        values, size = predictions.values, len(targets) if isinstance(targets, np.ndarray) else _TARGETS_AT_ONCE
+        if len(values) != len(targets):
+            raise ViRBError(f"the probe {probe} gave {len(values):,} predictions for {len(targets):,} samples")
+        parts: dict[str, list[Statistics]] = {m.name: [] for m in metrics}
+        for start in range(0, len(targets), size):
+            here = slice(start, start + size)
+            truth = targets[here] if isinstance(targets, np.ndarray) else [targets[i] for i in range(len(targets))[here]]
+            for metric in metrics:
+                parts[metric.name].append(metric.statistics(values[here], truth))
+        found = {name: Statistics.concatenate(part) for name, part in parts.items()}
+    for metric in metrics:
+        if metric.name not in found or len(found[metric.name]) != len(targets):
+            raise ViRBError(f"the probe {probe} gave no statistics of {metric.name} for the {len(targets):,} samples that are reported on")
+    return found
+
+
+def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, role: Any, primary: bool) -> schema.MetricRecord:
     found = estimate(metric, runs, units)
     return schema.MetricRecord(
         name=metric.name,
@@ -89,21 +117,23 @@ def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, pr
         ci_high=found.ci_high,
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
+        role=role,
         n_samples=found.n_samples,
         n_units=found.n_units,
         primary=primary,
     )
 
 
-def _stack(predictions: list[Predictions | None]) -> np.ndarray | None:
-    """(R, N): the arg max of class scores; None for what has no such form."""
+def _stack(predictions: list[Predictions | None], n_classes: int) -> np.ndarray | None:
+    """(R, N): the arg max of class scores; (R, N, ...) of any other array; None for what has no such form (lists, ragged values)."""
     rows = []
     for prediction in predictions:
         values = prediction.values if prediction is not None else None
         values = values.numpy() if isinstance(values, torch.Tensor) else values
-        if not isinstance(values, np.ndarray) or values.ndim != 2:
+        if not isinstance(values, np.ndarray) or values.dtype.hasobject:
             return None
-        rows.append(values.argmax(axis=1))
+        scores = values.ndim == 2 and values.shape[1] == n_classes and np.issubdtype(values.dtype, np.floating)
+        rows.append(values.argmax(axis=1) if scores else values)
     return np.stack(rows)
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from virb.errors import UserError, ViRBError
 from virb.features.cache import FeatureCache
-from virb.io import Held, Lease, make_folder
+from virb.io import Held, Lease, clean_temporaries, make_folder
 from virb.plan.graph import Graph, Unit
 from virb.plan.jobs import Job, Plan
 from virb.results.environment import provenance, utc_now
 from virb.results.schema import RunRecord
-from virb.results.store import write_run
+from virb.results.store import JOB, write_run
 from virb.results.tables import write_csv
 from virb.runner.local import run_units
 from virb.runner.progress import make_progress
@@ -61,8 +61,7 @@ def execute(plan: Plan, console: Any, texts: Mapping[str, str] | None = None, le
 def _execute(plan: Plan, console: Any, texts: Mapping[str, str]) -> RunSummary:
     settings = plan.settings
     cache = FeatureCache(plan.context.cache_folder)
-    if settings.no_cache:
-        cache.remove()  # of a run that was killed
+    clean_up(settings.out, cache.folder)
     cache.check_writable()
     graph = Graph(plan.units)
     summary = RunSummary(skipped=list(plan.done))
@@ -107,10 +106,28 @@ def _execute(plan: Plan, console: Any, texts: Mapping[str, str]) -> RunSummary:
             write_run(settings.out, finished, path)
         if settings.no_cache:
             cache.remove()
-        with suppress(OSError):
-            shutil.rmtree(settings.out / ".jobs") if not summary.failed and code is not None else None
-    write_csv(settings.out)
+        if code == 0:
+            shutil.rmtree(settings.out / ".jobs", ignore_errors=True)
+    with suppress(ViRBError) if summary.failed else nullcontext():  # what failed is the news then, and comes last
+        write_csv(settings.out)
     return summary
+
+
+def clean_up(out: Path, cache_folder: Path) -> None:
+    """Takes away what killed runs left half-written. Only the holder of the lease writes below ``out``; a cache may be shared."""
+    for folder in [out / "runs", *out.glob("*/*/"), *out.glob(".jobs/*/*/*/")]:
+        clean_temporaries(folder, older_than=0)
+    for folder in [out, cache_folder, *cache_folder.glob("??/*/")]:
+        clean_temporaries(folder)
+
+
+def nothing_to_do(plan: Plan) -> None:
+    """Every job is done. The run that did the last one may have been killed before it wrote the table."""
+    table = plan.settings.out / "results.csv"
+    newest = max((plan.settings.out / job.encoder / job.label / JOB).stat().st_mtime for job in plan.done)
+    if not table.exists() or table.stat().st_mtime < newest:
+        write_csv(plan.settings.out)
+    shutil.rmtree(plan.settings.out / ".jobs", ignore_errors=True)
 
 
 def _stage_seconds(graph: Graph) -> dict[str, float]:

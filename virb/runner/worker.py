@@ -21,13 +21,14 @@ from virb.features.passes import PassOptions, run_slice
 from virb.io import make_folder
 from virb.plan.graph import Unit, UnitReport
 from virb.plan.jobs import Job, PassWork, RolePlan, RunContext
-from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings
+from virb.metrics.base import find_metric
+from virb.probes.base import FIT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, is_labelled
 from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, usable_samples
 from virb.probes.selection import hold_out
 from virb.results.environment import utc_now
 from virb.runner.curves import Curves
 from virb.runner.devices import available_cores, set_up
-from virb.runner.records import JobFacts, write_outcome
+from virb.runner.records import JobFacts, report_role, write_outcome
 from virb.tasks.resolve import get_probe
 
 ENCODE_BATCH = {"cpu": 32, "cuda": 256}  # fixed per kind of device: the shape of a batch can change the last bits of its values
@@ -105,11 +106,11 @@ class _Doer:
     def _job(self, job: Job, tell: Tell) -> UnitReport:
         started, began = utc_now(), time.perf_counter()
         settings = self.context.settings
-        scratch = make_folder(settings.out / ".jobs" / f"{job.encoder}@{job.label}" / job.key[:16])
+        scratch = make_folder(settings.out / ".jobs" / job.encoder / job.label / job.key[:16])
         curves = Curves(settings.out, job.encoder, job.label, list(job.task.configs))
         facts = JobFacts(job, self.context, str(self.device), started)
         context = Context(self.device, scratch, tell, curves.add)
-        probe = get_probe(job.task.probe)()  # type: ignore[call-arg]
+        probe = get_probe(job.task.probe)()
         try:
             chosen = self._usable(job, facts)
             probe_settings = _settings(job)
@@ -123,7 +124,7 @@ class _Doer:
                 outcome = probe.from_batches(self.encoder(job.encoder), self._loaders(job, chosen), probe_settings, context)  # type: ignore[attr-defined]
             else:
                 facts.streamed = True
-                outcome = self._online(job, chosen[REPORT], probe, probe_settings, context)
+                outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
             facts.stage("probe", began, outcome_epochs(outcome))
             summary = write_outcome(facts, outcome)
         except torch.OutOfMemoryError as error:
@@ -165,7 +166,7 @@ class _Doer:
         for role, plan in job.roles.items():
             views = [self._rows(job, plan, key, facts) for key in plan.entries]
             tier = self._tier(views, facts)
-            roles[role] = role_data(plan.samples, job.task.task.target, chosen[role], views, self.device, tier)
+            roles[role] = role_data(plan.samples, _visible_target(job, role), chosen[role], views, self.device, tier)
         return roles
 
     def _rows(self, job: Job, plan: RolePlan, key: str, facts: JobFacts) -> Rows:
@@ -199,7 +200,7 @@ class _Doer:
             role: ImageBatches(
                 self.context.lists[plan.list_id],
                 plan.samples,
-                job.task.task.target,
+                _visible_target(job, role),
                 chosen[role],
                 job.geometry,
                 encoder,
@@ -212,9 +213,9 @@ class _Doer:
     def _online(self, job: Job, chosen: np.ndarray, probe: Any, settings: Settings, context: Context) -> Outcome:
         if len(settings.configs) != 1:
             raise UserError(f"{job.label}: the probe {job.task.probe} works sample by sample and takes one training config")
-        plan = job.roles[REPORT]
+        plan = job.roles[report_role(job)]
         images, encoder = self.context.lists[plan.list_id], self.encoder(job.encoder)
-        given = plan.samples.targets.get("given")
+        given = plan.samples.targets.get(f"given_{job.task.task.target}")  # such as the boxes of a video's first frame
         values = []
         for done, index in enumerate(chosen.tolist()):
             sample = online_sample(images, plan.samples, index, None if given is None else given[index])
@@ -222,6 +223,11 @@ class _Doer:
             context.progress("predicting", done + 1, len(chosen))
         name = next(iter(settings.configs))
         return Outcome([Run(settings.seeds[0], {name: ConfigOutcome(name, report=Predictions(values))}, name)], name, selected_on="none")
+
+
+def _visible_target(job: Job, role: str) -> str | None:
+    """The target that a probe may see of this role's samples."""
+    return job.task.task.target if is_labelled(role) else None
 
 
 def _settings(job: Job) -> Settings:
@@ -235,7 +241,7 @@ def _settings(job: Job) -> Settings:
         seeds=task.seeds,
         refit=task.refit,
         loss=task.task.loss,
-        metrics=task.task.metrics,
+        metrics=tuple(find_metric(name).name for name in task.task.metrics),
         n_classes=len(job.classes) if job.classes else None,
     )
 

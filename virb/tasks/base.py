@@ -32,7 +32,7 @@ class Task:
     metrics: tuple[str, ...] = ("top1",)  # the first is primary
     roles: Mapping[str, str] = field(
         default_factory=lambda: {"fit": "train", "select": "val", "report": "test"}
-    )  # role -> split; a missing val is held out
+    )  # role (see virb.probes.base) -> split; a missing val is held out
     geometry: Geometry | None = None  # where the task fixes it
     options: Mapping[str, Any] = field(default_factory=dict)  # passed to the dataset
     defaults: Mapping[str, Any] = field(default_factory=dict)  # YAML keys (num_epochs ...), below the protocol's

@@ -1,0 +1,140 @@
+"""What an experiment list may say, and what it is told when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torchvision import models
+
+from virb.encoders.load import encoder_names, load_encoder, register_encoder
+from virb.encoders.resnet import NAMES
+from virb.errors import NotAvailableYet, UserError
+
+SMALL = {"width": 32, "depth": 2, "heads": 2, "patch_size": 8, "img_size": 32}
+
+
+def test_names() -> None:
+    assert {"vit", "vit_tiny", "vit_small", "vit_base", "vit_large", "pixels", *NAMES} == set(encoder_names())
+
+
+@pytest.mark.parametrize(
+    ("arch", "args"),
+    [
+        ("vit_tiny", {"patch_size": 8, "img_size": 64}),
+        ("vit_tiny", {"depth": 3, "img_size": 32, "qkv_bias": False}),
+        ("vit_small", {"depth": 12}),
+    ],
+)
+def test_a_vit_file_alone_tells_its_architecture(arch: str, args: dict[str, Any], tmp_path: Path) -> None:
+    named = load_encoder({"arch": arch, "args": args, "weights": "random"})
+    torch.save({f"backbone.{key}": value for key, value in named.network.state_dict().items()}, tmp_path / "vit.pth")
+    found = load_encoder(str(tmp_path / "vit.pth"))
+    also = load_encoder({"arch": "vit", "args": {"heads": named.spec.n_heads}, "weights": str(tmp_path / "vit.pth")})
+    assert found.arguments == named.arguments == also.arguments
+    assert found.spec.architecture == named.spec.architecture
+    assert found.spec.encoder_id == also.spec.encoder_id
+    assert "(100 %)" in found.spec.source
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(found(images)["embedding"], named(images)["embedding"])
+
+
+@pytest.mark.parametrize("arch", NAMES)
+def test_a_resnet_file_alone_tells_its_architecture(arch: str, tmp_path: Path) -> None:
+    from virb.encoders.layouts import recognise
+
+    with torch.device("meta"):
+        state = models.get_model(arch, weights=None).state_dict()
+    assert recognise({f"module.{key}": value for key, value in state.items()}) == (arch, {})
+
+
+def test_a_file_that_does_not_tell_says_what_to_name(tmp_path: Path) -> None:
+    vit = load_encoder({"arch": "vit", "args": SMALL, "weights": "random"})
+    with torch.device("meta"):
+        odd = models.resnet.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1]).state_dict()
+    files = {
+        "narrow.pth": (dict(vit.network.state_dict()), "its number of heads"),
+        "odd.pth": ({key: torch.zeros(value.shape) for key, value in odd.items()}, "1-1-1-1 blocks"),
+        "other.pth": ({"features.0.weight": torch.zeros(3)}, "features.0.weight"),
+    }
+    for name, (state, says) in files.items():
+        torch.save(state, tmp_path / name)
+        with pytest.raises(UserError) as caught:
+            load_encoder(tmp_path / name)
+        assert says in str(caught.value)
+        assert "name `arch:`" in str(caught.value)
+
+
+def test_random_is_the_same_for_one_seed_and_asked_for_by_name() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed + 99)
+        return load_encoder({"arch": "vit", "args": SMALL, "weights": "random"}, seed=seed).network.pos_embed
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+    with pytest.raises(UserError, match="weights: random"):
+        load_encoder({"arch": "vit_tiny"})
+
+
+def test_an_object_with_the_same_attributes_is_read_alike() -> None:
+    args = {"arch": "vit", "weights": "random", "args": SMALL, "input": {"size": 48}}
+    entry = SimpleNamespace(**args, timm=None, module=None, checkpoint_key=None, meta={"method": "none"})
+    assert load_encoder(entry).spec == load_encoder(args).spec
+
+
+def test_an_encoder_is_returned_as_it_is() -> None:
+    encoder = load_encoder({"arch": "pixels"})
+    assert load_encoder(encoder) is encoder
+    renamed = load_encoder(encoder, name="floor")
+    assert (renamed.spec.name, encoder.spec.name) == ("floor", "pixels")
+    assert renamed.spec.encoder_id == encoder.spec.encoder_id
+    assert renamed.network is encoder.network
+
+
+def test_names_come_from_what_was_loaded(tmp_path: Path) -> None:
+    assert load_encoder({"arch": "pixels"}, name="floor").spec.name == "floor"
+    assert load_encoder({"arch": "pixels"}).spec.name == "pixels"
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ({"arch": "vit_smal", "weights": "random"}, "did you mean vit_small?"),
+        ({"arch": "vit_small", "weights": "random", "args": {"patchsize": 8}}, "did you mean patch_size?"),
+        ({"arch": "resnet18", "weights": "random", "args": {"depth": 3}}, "(arguments: none)"),
+        ({"arch": "vit_small", "weights": "random", "args": {"heads": 7}}, "cannot be split into 7 heads"),
+        ({"arch": "vit_small", "weights": "random", "args": {"patch_size": "8"}}, "patch_size is '8'"),
+        ({"arch": "vit_small", "weights": "random", "args": {"position_mode": "dimo"}}, "exact or dino"),
+        ({"arch": "vit", "weights": "random"}, "needs width, depth, heads"),
+        ({"arch": "vit_small", "weights": "supervised"}, "no supervised weights for vit_small/16"),
+        ({"arch": "vit_small", "weights": "pretrained"}, "for timm models"),
+        ({"arch": "vit_small", "weights": "random", "input": {"sizes": 3}}, "did you mean size?"),
+        ({"arch": "vit_small", "timm": "convnext_atto"}, "one of arch, timm and module"),
+        ({"weigths": "x.pth"}, "did you mean weights?"),
+        ({"weights": "random"}, "name `arch:`"),
+        ({}, "name `arch:`"),
+        ({"arch": 3}, "expected text"),
+        ({"arch": "pixels", "args": [3]}, "expected a mapping"),
+        ("vit_small", "is an architecture, not a file"),
+        ("nowhere/x.pth", "nowhere/x.pth does not exist"),
+        (7, "but got int"),
+    ],
+)
+def test_mistakes_are_explained(what: Any, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_encoder(what)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["https://example.org/x.pth", "hf:facebook/dino", "hub:owner/name:entry", {"weights": "open_clip:x"}])
+def test_what_comes_later_says_so(what: Any) -> None:
+    with pytest.raises(NotAvailableYet):
+        load_encoder(what)
+
+
+def test_registering_a_name_twice_is_an_error() -> None:
+    with pytest.raises(UserError, match="two encoders are named pixels"):
+        register_encoder("pixels")(lambda: load_encoder({"arch": "pixels"}))
