@@ -62,15 +62,21 @@ def write_atomic(path: Path, content: bytes | str | Callable[[BinaryIO], None]) 
 
 
 def write_json(path: Path, record: Any) -> None:
-    write_atomic(path, json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    # File names that are not valid UTF-8 hold lone surrogates; written as \udcxx they come back as they were.
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> Any:
-    """Strict JSON; a broken file is an error that names it."""
+    """Strict JSON; a broken file is an error that names it, an absent one a FileNotFoundError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except ValueError as error:  # a syntax error, or bytes that are not UTF-8
         raise ViRBError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def hash_record(record: Any) -> str:
@@ -97,21 +103,27 @@ class Held(ViRBError):
 
 
 def _process_start(pid: int) -> str | None:
-    """When the process started (clock ticks since boot), so that a re-used pid is not taken for the owner; None when it is gone."""
+    """When the process started (clock ticks since boot), so that a re-used pid is not taken for the owner; None when it is gone,
+    "unknown" when it is there but hides from us."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]
-    except OSError:
+    except (OSError, IndexError):
         pass
-    if Path("/proc/self/stat").exists():
-        return None
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:
+    except OSError:  # somebody else's process
         pass
     return "unknown"
+
+
+def _place() -> str:
+    """Where a pid means one process: this host, and on it this container."""
+    with suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
 
 
 class Lease:
@@ -135,6 +147,7 @@ class Lease:
         owner = {
             "token": self.token,
             "host": socket.gethostname(),
+            "place": _place(),
             "pid": os.getpid(),
             "start": _process_start(os.getpid()),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -143,46 +156,45 @@ class Lease:
         try:
             with writing(self.path):
                 mine.write_text(json.dumps(owner))
-                for _ in range(20):
-                    try:
-                        os.link(mine, self.path)
+                for attempt in range(40):
+                    if _create_as(self.path, mine):
                         return
-                    except FileExistsError:
-                        self._remove_if_stale()
-            raise Held(self.path, self._read())
+                    self._remove_if_stale(mine)
+                    time.sleep(0.001 * attempt)  # for the owner that is just letting go, or the taker that is just removing it
+            raise Held(self.path, _read_owner(self.path))
         finally:
             with suppress(OSError):
                 mine.unlink()
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.path.read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
-
-    def _remove_if_stale(self) -> None:
-        owner = self._read()
-        if not owner:
-            return  # just released, or unreadable: try again
-        if owner["host"] == socket.gethostname():
-            alive = _process_start(int(owner["pid"])) == owner["start"]
-        else:
-            with suppress(OSError):
-                alive = time.time() - self.path.stat().st_mtime < self.stale_after
-                if alive:
-                    raise Held(self.path, owner)
-            alive = False
-        if alive:
-            raise Held(self.path, owner)
-        # Of several takers one wins the rename; a taker that caught a fresh lease by mistake puts it back.
-        aside = self.path.parent / f".tmp-{self.token[:12]}-stale"
-        with suppress(OSError):
-            os.rename(self.path, aside)
-            caught = json.loads(aside.read_text())
-            if caught["token"] != owner["token"]:
+    def _remove_if_stale(self, mine: Path) -> None:
+        """Raises Held when the owner lives."""
+        owner = _read_owner(self.path)
+        if not self._is_dead(self.path, owner, mine):
+            if owner:
+                raise Held(self.path, owner)
+            return  # just released, or just being written
+        # One taker at a time, and it looks again: a slow one would remove the lease of a taker that was faster.
+        guard = self.path.parent / f".tmp-{self.path.name}-takeover"
+        if not _create_as(guard, mine):
+            if self._is_dead(guard, _read_owner(guard), mine):
                 with suppress(OSError):
-                    os.link(aside, self.path)
-            aside.unlink()
+                    guard.unlink()
+            return
+        try:
+            if _read_owner(self.path) == owner:
+                self.path.unlink(missing_ok=True)
+        finally:
+            guard.unlink(missing_ok=True)
+
+    def _is_dead(self, path: Path, owner: dict[str, Any], mine: Path) -> bool:
+        if owner.get("place") == _place():
+            start = _process_start(owner["pid"])
+            if start is None or "unknown" not in (start, owner["start"]):
+                return start != owner["start"]
+        try:  # both times by the file server's clock: hosts may disagree
+            return mine.stat().st_mtime - path.stat().st_mtime >= self.stale_after
+        except FileNotFoundError:
+            return False
 
     def _beat(self) -> None:
         while not self._stop.wait(self.stale_after / 6):
@@ -191,7 +203,7 @@ class Lease:
 
     def release(self) -> None:
         self._stop.set()
-        if self._read().get("token") == self.token:
+        if _read_owner(self.path).get("token") == self.token:
             with suppress(OSError):
                 self.path.unlink()
 
@@ -200,3 +212,31 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def _create_as(path: Path, source: Path) -> bool:
+    """``path`` with the content of ``source``, all at once; False when it is there already."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # No hard links here (exFAT, some network drives). A reader may see the file before its content, and asks again.
+        try:
+            with open(path, "xb") as file:
+                file.write(source.read_bytes())
+        except FileExistsError:
+            return False
+    return True
+
+
+def _read_owner(path: Path) -> dict[str, Any]:
+    """What a lease file says; empty when it is gone, or not (yet) a whole record."""
+    try:
+        owner = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    complete = isinstance(owner, dict) and isinstance(owner.get("pid"), int) and {"token", "place", "start"} <= owner.keys()
+    return owner if complete else {}

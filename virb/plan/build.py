@@ -25,9 +25,9 @@ from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
 from virb.features.passes import Numerics, Wanted, forward
 from virb.io import hash_record
+from virb.metrics.base import find_metric
 from virb.plan.jobs import Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
 from virb.plan.units import assemble
-from virb.metrics.base import find_metric
 from virb.probes.base import FIT, REPORT, REPORT_UNLABELLED, SELECT, is_labelled, is_role
 from virb.tasks.base import Task
 from virb.tasks.resolve import ResolvedTask, canonical, get_probe, resolve_task

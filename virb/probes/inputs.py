@@ -60,9 +60,7 @@ class _Picked(Sequence[Any]):
         return self.source[int(self.chosen[index])]
 
 
-def role_data(
-    samples: Samples, target: str | None, chosen: np.ndarray, views: Sequence[Rows], device: torch.device, tier: str
-) -> RoleData:
+def role_data(samples: Samples, target: str | None, chosen: np.ndarray, views: Sequence[Rows], device: torch.device, tier: str) -> RoleData:
     values, offsets, targets = pick(samples, target, chosen)
     features = SampleFeatures(views, values, offsets, device, tier)
     return RoleData(features, targets, samples.ids[chosen], samples.units[chosen])

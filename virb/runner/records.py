@@ -24,7 +24,6 @@ from virb.results.store import write_failure, write_job
 from virb.results.tables import format_value
 from virb.tasks.resolve import canonical
 
-
 _TARGETS_AT_ONCE = 64  # masks and maps are read from disk when they are scored
 
 

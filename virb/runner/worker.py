@@ -19,9 +19,9 @@ from virb.features.cache import FeatureCache
 from virb.features.feature_set import EncodedRows, MappedRows, Rows
 from virb.features.passes import PassOptions, run_slice
 from virb.io import make_folder
+from virb.metrics.base import find_metric
 from virb.plan.graph import Unit, UnitReport
 from virb.plan.jobs import Job, PassWork, RolePlan, RunContext
-from virb.metrics.base import find_metric
 from virb.probes.base import FIT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, is_labelled
 from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, usable_samples
 from virb.probes.selection import hold_out

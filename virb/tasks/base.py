@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
+from virb.config import NAME
 from virb.data.transforms import Geometry
 from virb.errors import UserError
 
@@ -63,22 +67,25 @@ def find_task(task_id: str) -> Task:
         return all_tasks()[task_id]
     task = import_attribute(task_id, "task")
     if not isinstance(task, Task):
-        raise UserError(f"{task_id} is a {type(task).__name__}, not a virb.tasks.Task")
+        raise UserError(f"{task_id} is a {type(task).__name__}, not a virb.tasks.base.Task")
+    if not NAME.fullmatch(task.id):
+        raise UserError(f"the task {task_id} has the id {task.id!r}; an id has letters, digits and . _ @ + - only")
+    if all_tasks().get(task.id, task) != task:
+        raise UserError(f"the task {task_id} has the id {task.id} of another task; numbers are filed under ids, so give it its own")
     return task
 
 
 def import_attribute(name: str, what: str) -> Any:
     """``package.module:attribute``, with a message a user can act on. The current folder is importable."""
-    import sys
-    from pathlib import Path
-
     module_name, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"the {what} {name} cannot be imported: {error}") from error
+    except Exception as error:  # noqa: BLE001 - importing runs the user's code, which may raise anything
+        raise UserError(f"the {what} {name} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
-        raise UserError(f"the module {module_name} has no {attribute!r} (asked for by the {what} {name})")
+        near = get_close_matches(attribute, dir(module), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"the module {module_name} has no {attribute!r} (asked for by the {what} {name}){hint}")
     return getattr(module, attribute)

@@ -1,25 +1,32 @@
 """From what a YAML says of a task to all that decides its numbers, with where each value came from.
 
-Order: explicit key > protocol > task default > general default. A protocol whose values are overridden says so on its card.
+Order: explicit key > protocol > task default > the default protocol. A protocol whose values are overridden says so on its card.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
 
 from virb.config import TaskConfig, Where
+from virb.config.check import check
 from virb.config.grid import expand
-from virb.config.tree import Report
+from virb.config.records import TaskKeys
+from virb.config.tree import KeyPath, Report, dotted
 from virb.data.transforms import Geometry
-from virb.errors import NotAvailableYet, UserError
-from virb.probes.base import Probe, find_probe, probe_names
-from virb.tasks.base import Task, all_tasks, find_task, import_attribute
-from virb.tasks.protocols import GENERAL, PROTOCOLS, Protocol
+from virb.encoders.requests import Request
+from virb.errors import ConfigError, Problem, UserError
+from virb.tasks.base import Task, find_task
+from virb.tasks.protocols import DEFAULT, PROTOCOLS, Protocol, no_protocol
+from virb.tasks.vocabulary import TaskVocabulary, get_probe, variant_of
+
+__all__ = ["ResolvedTask", "TaskVocabulary", "canonical", "get_probe", "resolve_task"]
+
+# What a protocol decides. Other keys say what is measured, by which method, or how it is computed.
+_OF_PROTOCOL = ("num_epochs", "batch_size", "selection", "seeds", "features", "refit", "views", "augment", "on_bad_image")
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class ResolvedTask:
     protocol: str
     changed: Mapping[str, Any]  # keys of the protocol that the user changed: such numbers are never shown as the protocol's
     probe: str
-    features: str
+    features: str  # canonical text of the request
     configs: Mapping[str, BaseModel]
     num_epochs: int
     batch_size: int
@@ -42,156 +49,201 @@ class ResolvedTask:
     views: int | str  # a number, or "fresh": a new augmentation each epoch
     augment: str
     on_bad_image: str
-    stream: bool  # pre_encode: false
+    stream: bool  # encoded while heads train (pre_encode: false, views: fresh), never kept
     data: Mapping[str, Any]
     geometry: Geometry | None  # where the protocol or the task fixes it
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     where: Where | None = field(default=None, compare=False)
+    places: Mapping[str, Where] = field(default_factory=dict, compare=False)  # of the keys that were given
 
-
-class TaskVocabulary:
-    """What the YAML checker needs to know of tasks, probes and encoders."""
-
-    def __init__(self, arch_names: Sequence[str]) -> None:
-        self._archs = tuple(arch_names)
-
-    def task_ids(self) -> Sequence[str]:
-        return sorted(all_tasks())
-
-    def has_task(self, task_id: str) -> bool:
-        try:
-            find_task(task_id)
-        except KeyError:
-            return False
-        return True
-
-    def default_probe(self, task_id: str, protocol: str | None) -> str:
-        values = PROTOCOLS[protocol].values if protocol in PROTOCOLS else {}
-        return str(values.get("probe", find_task(task_id).probe))
-
-    def probe_names(self) -> Sequence[str]:
-        return probe_names()
-
-    def probe_config(self, name: str) -> type[BaseModel]:
-        return get_probe(name).Config
-
-    def protocol_names(self) -> Sequence[str]:
-        return sorted(PROTOCOLS)
-
-    def arch_names(self) -> Sequence[str]:
-        return self._archs
-
-
-def get_probe(name: str) -> type[Probe]:
-    """The probe's class; a user's own by ``module:Class``."""
-    if ":" not in name:
-        return find_probe(name)
-    probe = import_attribute(name, "probe")
-    if not (hasattr(probe, "shape") and hasattr(probe, "Config")):
-        raise UserError(f"{name} is no probe: it needs name, shape and Config (see virb.probes.base)")
-    return probe
+    def place(self, key: str) -> Where:
+        """Where a problem with this key is reported: the key itself, or the task when the key was not given."""
+        return self.places.get(key) or self.where or Where("<python>", 0, self.label)
 
 
 def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed: int = 0) -> list[ResolvedTask]:
-    """One resolved task, or one per request when ``features`` is a list (a layer sweep)."""
+    """One resolved task, or one per request when ``features`` is a list (a layer sweep). ``seed`` is added to every seed."""
     if config.task_head_weights_path is not None:
-        raise NotAvailableYet("task_head_weights_path: scoring the heads of another task is not available yet")
-    protocol = PROTOCOLS[protocol_override or config.protocol or "default"]
-    task = _variant(find_task(config.task), protocol)
-    origins: dict[str, str] = {"protocol": "--protocol" if protocol_override else _origin(config, "protocol")}
+        problem = "scoring the heads of another task is not available yet"
+        raise _problem(config, "task_head_weights_path", problem)
+    try:
+        task = find_task(config.task)
+    except KeyError:
+        raise _problem(config, "task", f"no task {config.task!r}") from None
+    protocol = _protocol(config, task, protocol_override)
+    task = variant_of(task, protocol)
+    if not task.available:
+        raise _problem(config, "task", f"the task {task.id} is not available yet; virb list tasks shows those that are")
+    values = _Values(config, task, protocol)
+    origins = values.origins
+    origins["protocol"] = "--protocol" if protocol_override else _line(config, "protocol")
 
-    def value(key: str) -> Any:
-        for source, values in (
-            (_origin(config, key), {key: getattr(config, key, None)} if key in config.explicit else {}),
-            (f"protocol {protocol.name}", {**protocol.values, **protocol.probes.get(probe, {})}),
-            (f"task {task.id}", {"probe": task.probe, "features": task.features, **task.defaults}),
-            ("default", GENERAL),
-        ):
-            if values.get(key) is not None:
-                origins[key] = source
-                return values[key]
-        origins[key] = "default"
-        return None
-
-    probe = ""
-    probe = str(value("probe"))
-    views = value("views")
-    augment = value("augment")
-    if augment == "none" and "augment" not in config.explicit and views != 1:
-        augment, origins["augment"] = "crop-flip", f"views: {views}"
-    if config.pre_encode is False and views == 1 and augment != "none":
-        views, origins["views"] = "fresh", "pre_encode: false"
-    batch_size = int(value("batch_size"))
-    test_batch_size = value("test_batch_size")
-    seeds = tuple(seed + s for s in value("seeds"))
-    requests = value("features")
-    requests = [requests] if isinstance(requests, str) else list(requests)
-    configs = _configs(config, protocol, probe, origins)
-    settled = {
-        "num_epochs": int(value("num_epochs")),
-        "batch_size": batch_size,
-        "test_batch_size": int(test_batch_size or max(batch_size, 1024)),
-        "selection": value("selection"),
-        "refit": bool(value("refit")),
-        "on_bad_image": value("on_bad_image"),
-    }
-    bundle = {**protocol.values, **protocol.probes.get(probe, {})}
-    changed = {key: _plain(getattr(config, key)) for key in config.explicit if key in bundle and key not in ("training_configs", "grid")}
-    if ("training_configs" in config.explicit or "grid" in config.explicit) and ({"training_configs", "grid"} & set(bundle)):
-        changed["training_configs"] = list(configs)
+    views, augment, stream = _views(config, values)
+    requests = _requests(config, values)
+    configs = values.training_configs()
+    selection, refit, batch_size = values.get("selection"), bool(values.get("refit")), int(values.get("batch_size"))
+    if refit and selection != "val":
+        message = f"refit: true trains again on fit + select, but selection: {selection} has no select samples"
+        raise _problem(config, "refit", message)
     return [
         ResolvedTask(
-            label=config.label if len(requests) == 1 else f"{config.label}@{re.sub(r'[^A-Za-z0-9._+-]', '', request.replace('[', '.'))}",
+            label=config.label if len(requests) == 1 else f"{config.label}@{_label_of(request)}",
             task=task,
             protocol=protocol.name,
-            changed=changed,
-            probe=probe,
+            changed=values.changed(configs),
+            probe=values.probe,
             features=request,
             configs=configs,
-            seeds=seeds,
+            num_epochs=int(values.get("num_epochs")),
+            batch_size=batch_size,
+            test_batch_size=int(values.get("test_batch_size") or max(batch_size, 1024)),
+            selection=str(selection),
+            seeds=tuple(seed + number for number in values.get("seeds")),
+            refit=refit,
             views=views,
             augment=augment,
-            stream=config.pre_encode is False or views == "fresh",
+            on_bad_image=str(values.get("on_bad_image")),
+            stream=stream,
             data={**task.options, **(config.data or {})},
             geometry=protocol.geometry or task.geometry,
             origins=origins,
             where=config.where,
-            **settled,
+            places=config.explicit,
         )
         for request in requests
     ]
 
 
-def _variant(task: Task, protocol: Protocol) -> Task:
-    """``--protocol virb2021`` maps ids to ``ID@virb2021`` where the historic definition differs."""
-    if protocol.variant is None or "@" in task.id:
-        return task
-    return all_tasks().get(f"{task.id}@{protocol.variant}", task)
+class _Values:
+    """The values of one task by who says them, the strongest first."""
+
+    def __init__(self, config: TaskConfig, task: Task, protocol: Protocol) -> None:
+        self._config, self._protocol = config, protocol
+        self._explicit = {key: getattr(config, key, None) for key in config.explicit}
+        own = _checked(f"task {task.id}", {"probe": task.probe, "features": task.features, **task.defaults})
+        self.origins: dict[str, str] = {}
+        self._below: list[tuple[str, Mapping[str, Any]]] = [(f"protocol {protocol.name}", protocol.values), (f"task {task.id}", own)]
+        self.probe = str(self.get("probe"))
+        get_probe(self.probe)  # a name that is no probe's is found here
+        layer = {} if protocol is DEFAULT else _checked(f"protocol {protocol.name}", protocol.layer(self.probe))
+        default = _checked("default", DEFAULT.layer(self.probe))
+        self._below = [(f"protocol {protocol.name}", layer), (f"task {task.id}", own), ("default", default)]
+
+    def get(self, key: str) -> Any:
+        """The value that wins; its origin is noted. None when nobody says anything."""
+        if self._explicit.get(key) is not None:
+            self.origins[key] = _line(self._config, key)
+            return self._explicit[key]
+        self.origins[key], value = self._without(key)
+        return value
+
+    def _without(self, key: str) -> tuple[str, Any]:
+        """What would hold had the user said nothing."""
+        return next(((source, values[key]) for source, values in self._below if values.get(key) is not None), ("default", None))
+
+    def training_configs(self) -> dict[str, BaseModel]:
+        if self._config.training_configs:
+            key = "training_configs" if "training_configs" in self._config.explicit else "grid"
+            self.origins["training_configs"] = _line(self._config, key)
+            return dict(self._config.training_configs)
+        self.origins["training_configs"], configs = self._default_configs()
+        return configs
+
+    def _default_configs(self) -> tuple[str, dict[str, BaseModel]]:
+        model = get_probe(self.probe).Config
+        for source, values in self._below:
+            named, grid = values.get("training_configs") or {}, values.get("grid")
+            points = expand(grid, _nowhere, Report()) if grid else ()
+            found = {**named, **{point.name: point.values for point in points}}
+            if found:
+                return source, {name: _record(model, f"{source}, training config {name}", content) for name, content in found.items()}
+        return "default", {"default": _record(model, f"{self.probe} needs training_configs or grid", {})}
+
+    def changed(self, configs: Mapping[str, BaseModel]) -> dict[str, Any]:
+        """What the user gave and differs from what the protocol (with the task's defaults) says: it goes on the card."""
+        keys = [*_OF_PROTOCOL, *(["probe"] if "probe" in self._protocol.values else [])]
+        changed = {key: self._explicit[key] for key in keys if self._explicit.get(key) not in (None, self._without(key)[1])}
+        if self._config.training_configs and dict(configs) != self._default_configs()[1]:
+            changed["training_configs"] = list(configs)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
 
 
-def _configs(config: TaskConfig, protocol: Protocol, probe: str, origins: dict[str, str]) -> dict[str, BaseModel]:
-    if config.training_configs is not None:
-        key = "training_configs" if "training_configs" in config.explicit else "grid"
-        origins["training_configs"] = _origin(config, key)
-        return dict(config.training_configs)
-    model = get_probe(probe).Config
-    bundle = protocol.probes.get(probe) or PROTOCOLS["default"].probes.get(probe, {})
-    origins["training_configs"] = f"protocol {protocol.name if probe in protocol.probes else 'default'}"
-    if "training_configs" in bundle:
-        return {name: model(**values) for name, values in bundle["training_configs"].items()}
-    if "grid" in bundle:
-        points = expand(bundle["grid"], lambda path, *, missing=False: Where("", 0, ""), Report())
-        return {point.name: model(**point.values) for point in points}
-    return {"default": model()}
+def _protocol(config: TaskConfig, task: Task, override: str | None) -> Protocol:
+    name = override or config.protocol or str(task.defaults.get("protocol", DEFAULT.name))
+    if name not in PROTOCOLS:
+        raise _problem(config, "protocol", no_protocol(name))
+    return PROTOCOLS[name]
 
 
-def _origin(config: TaskConfig, key: str) -> str:
+def _views(config: TaskConfig, values: _Values) -> tuple[int | str, str, bool]:
+    """Number of views or "fresh", the augmentation, and whether features are encoded while heads train.
+
+    Several views are of augmented images, unless that is denied; ``pre_encode: false`` with augmentation means fresh views (as in 2021).
+    """
+    views, augment, keep = values.get("views"), values.get("augment"), values.get("pre_encode")
+    if augment == "none" and views != 1:
+        if "augment" in config.explicit:
+            raise _problem(config, "augment", f"without augmentation all views are equal, but views is {views}; leave out one of them")
+        augment, values.origins["augment"] = "crop-flip", f"views: {views}"
+    if keep is False and views == 1 and augment != "none" and "views" not in config.explicit:
+        views, values.origins["views"] = "fresh", "pre_encode: false"
+    if keep is True and views == "fresh":
+        raise _problem(config, "pre_encode", f"fresh views ({values.origins['views']}) cannot be encoded in advance")
+    return views, str(augment), keep is False or views == "fresh"
+
+
+def _requests(config: TaskConfig, values: _Values) -> list[str]:
+    """Canonical texts; two that mean the same are a mistake."""
+    asked = values.get("features")
+    found: dict[str, str] = {}
+    for text in [asked] if isinstance(asked, str) else asked:
+        try:
+            request = str(Request.parse(text))
+        except ValueError as error:
+            raise _problem(config, "features", str(error)) from None
+        if request in found:
+            raise _problem(config, "features", f"{text} and {found[request]} are the same request")
+        found[request] = text
+    return list(found)
+
+
+def _label_of(request: str) -> str:
+    """A request as part of a label: ``tokens[-1].mean`` -> ``tokens-1.mean``, ``cls[-4:]`` -> ``cls-4..``."""
+    text = request.replace("(norm=false)", "-raw").replace(":", "..").replace(",", "_")
+    return "".join(letter for letter in text if letter not in "[]() ")
+
+
+def _checked(source: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of a task or protocol, by the rules that hold for YAML."""
+    report = Report()
+    record = check(TaskKeys, {**values, "task": source}, _nowhere, report)
+    if record is None:
+        raise UserError(f"{source} has wrong defaults: " + "; ".join(f"{p.key}: {p.message}" for p in report))
+    found = {key: getattr(record, key) for key in values}
+    return {**found, "views": found["num_dataset_repeats"]} if found.get("num_dataset_repeats") else found
+
+
+def _record(model: type[BaseModel], source: str, content: Mapping[str, Any]) -> BaseModel:
+    report = Report()
+    record = check(model, content, _nowhere, report)
+    if record is None:
+        raise UserError(f"{source}: " + "; ".join(f"{p.key}: {p.message}" for p in report))
+    return record
+
+
+def _nowhere(path: KeyPath, *, missing: bool = False) -> Where:
+    return Where("", 0, dotted(path))
+
+
+def _problem(config: TaskConfig, key: str, message: str) -> ConfigError:
+    """At the key where it was given, else at the task."""
+    where = config.explicit.get(key, config.where)
+    return ConfigError([Problem(where.file, where.line, where.key or config.label, message)])
+
+
+def _line(config: TaskConfig, key: str) -> str:
     where = config.explicit.get(key)
-    return f"{where.file}:{where.line}" if where else "default"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return str(where) if where else "default"
 
 
 def canonical(model: BaseModel) -> dict[str, Any]:

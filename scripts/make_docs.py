@@ -1,0 +1,475 @@
+"""Writes the tables of docs/ that the code decides: keys, flags, protocols, architectures, fields.
+
+A page marks a block with ``<!-- generated: NAME -->`` and ``<!-- end -->``; what stands between is replaced.
+
+    python scripts/make_docs.py            write
+    python scripts/make_docs.py --check    say which pages are out of date (exit code 1)
+
+Types, bounds, defaults and names come from the code; what a key means, and an example of it, stand here. A key without words, or words
+without a key, is an error, so neither side can be forgotten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the checkout that this script belongs to, installed or not
+
+from virb import cli  # noqa: E402
+from virb.config.records import EncoderKeys, InputOverride, TaskKeys  # noqa: E402
+from virb.config.training import _PARAMETERS, _REQUIRED, GradientConfig, MlpConfig, SchedulerConfig  # noqa: E402
+from virb.encoders.layouts import _RESNETS, HEADS  # noqa: E402
+from virb.encoders.registry import encoder_names, find_builder  # noqa: E402
+from virb.encoders.requests import KINDS, REDUCTIONS  # noqa: E402
+from virb.encoders.vit import SIZES  # noqa: E402
+from virb.metrics.base import find_metric, metric_names  # noqa: E402
+from virb.results.load import COLUMNS  # noqa: E402
+from virb.results.schema import RECORDS  # noqa: E402
+from virb.tasks.base import all_tasks  # noqa: E402
+from virb.tasks.protocols import GENERAL, PROTOCOLS  # noqa: E402
+
+BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+# Key -> what it means, an example (YAML, checked by tests/test_docs.py). Encoder examples are whole entries, the others parts of one.
+ENCODER: Mapping[str, tuple[str, str]] = {
+    "weights": (
+        "a weights file; or `random`; or `supervised`, torchvision's supervised ImageNet weights (ResNets). Left out with `timm`: its "
+        "pretrained weights",
+        "{weights: runs/7/last.pt}",
+    ),
+    "arch": ("an architecture of ViRB ([list](encoders.md#architectures))", "{arch: resnet50, weights: runs/7/last.pt}"),
+    "timm": ("a timm model by name", "{timm: convnext_tiny, weights: random}"),
+    "module": ("your own class, `package.module:Class`", '{module: "mylab.models:MyNet", weights: runs/7/last.pt}'),
+    "checkpoint_key": (
+        "which state dict of the file; dots go deeper. Needed when the file holds several",
+        "{weights: runs/dino.pth, checkpoint_key: teacher}",
+    ),
+    "args": ("arguments of the architecture, the timm model or the class", "{arch: vit_small, weights: random, args: {patch_size: 8}}"),
+    "input": ("how images reach the encoder, in place of its own way (next table)", "{weights: runs/7/last.pt, input: {size: 256}}"),
+    "meta": (
+        "anything to keep with the results (`encoder.meta` in `job.json`); changes no number",
+        "{weights: runs/7/last.pt, meta: {method: DINO, epochs: 100}}",
+    ),
+}
+INPUT: Mapping[str, tuple[str, str]] = {
+    "size": ("pixels of the side, or `[height, width]`", "size: [224, 448]"),
+    "resize": ("`shorter`: keep the aspect and cover `size` / `crop_pct`; `squash`: both sides to `size`", "resize: squash"),
+    "crop": ("`center` after `shorter` (which needs it); `squash` crops nothing", "crop: center"),
+    "crop_pct": ("share of the resized image that the centre crop keeps; 1 crops nothing but the longer side", "crop_pct: 0.875"),
+    "interpolation": ("of the resize, done by Pillow with antialiasing", "interpolation: bicubic"),
+    "mean": ("red, green, blue, for pixels in [0, 1]", "mean: [0.5, 0.5, 0.5]"),
+    "std": ("likewise, above 0", "std: [0.5, 0.5, 0.5]"),
+}
+TASK: Mapping[str, tuple[str, str]] = {
+    "task": ("the task's id (`virb list tasks`), or your own as `package.module:attribute`. The only key that must be there", "task: digits"),
+    "probe": ("how features are asked (`virb list probes`), or your own as `package.module:Class`", "probe: mlp"),
+    "protocol": ("a named bundle of defaults ([below](#protocols))", "protocol: virb2021"),
+    "num_epochs": ("epochs of every training config; schedules span them", "num_epochs: 100"),
+    "batch_size": ("samples per optimizer step, whatever the number of devices; the learning rate is never scaled with it", "batch_size: 512"),
+    "test_batch_size": ("samples per step when heads are scored; changes speed and memory", "test_batch_size: 4096"),
+    "pre_encode": (
+        "`false`: keep no features, encode whenever they are read; with `augment: crop-flip` and one view it means `views: fresh`",
+        "pre_encode: false",
+    ),
+    "task_head_weights_path": (
+        "score the heads that another task trained; a glob, `%s` is the encoder's name. Read and checked, *not available yet*",
+        "task_head_weights_path: out/%s/Imagenet*/model_head.pt",
+    ),
+    "selection": ("how epochs and training configs are chosen ([below](#selection))", "selection: val"),
+    "seeds": ("how many seeds, or which; the numbers of a config are means over them. `--seed` is added to each", "seeds: 3"),
+    "data": ("the dataset's options; `root` is its folder, sought as given and then below `--data_root`", "data: {root: birds}"),
+    "features": (
+        "the [request](encoders.md#requests) that is put to the encoder; a list makes one job per entry (labels `LABEL@REQUEST`)",
+        "features: [embedding, 'tokens[-1].mean']",
+    ),
+    "refit": ("after the choice, train the chosen config again on fit + select; with `selection: val` only", "refit: true"),
+    "train_encoder": ("`true` would fine-tune the encoder: *not available yet*, an error", "train_encoder: false"),
+    "on_bad_image": ("an image that cannot be decoded: `error` fails the jobs that need it; `skip` leaves its samples out and counts them", "on_bad_image: skip"),
+    "augment": ("of training images: `crop-flip` is a random resized crop (area 8-100 %) and a flip; fixed per view", "augment: crop-flip"),
+    "num_dataset_repeats": ("ViRB 2021's name of `views`", "num_dataset_repeats: 2"),
+    "views": (
+        "how many augmented views are encoded and kept, epochs cycle through them; more than one implies `augment: crop-flip`; `fresh`: a "
+        "new view each epoch, nothing kept",
+        "views: 4",
+    ),
+    "training_configs": ("name -> hyper-parameters of the head ([below](#training-configs))", "training_configs: {a: {optimizer: sgd, lr: 0.1}}"),
+    "grid": ("lists of hyper-parameters, all combinations ([below](#grid))", "grid: {optimizer: [sgd, adamw], lr: [1e-3, 1e-2]}"),
+}
+GRADIENT: Mapping[str, tuple[str, str]] = {
+    "optimizer": ("as in `torch.optim`", "optimizer: adamw"),
+    "lr": ("the first rate of a schedule, the peak of OneCycle", "lr: 1e-3"),
+    "momentum": ("sgd only", "optimizer: sgd, momentum: 0.9"),
+    "nesterov": ("sgd only, with momentum above 0", "optimizer: sgd, momentum: 0.9, nesterov: true"),
+    "weight_decay": ("decoupled for adamw, an L2 penalty for sgd and adam", "weight_decay: 1e-4"),
+    "scheduler": ("a name, or a mapping with `type` (next tables)", "scheduler: {type: StepLR, step_size: 30, gamma: 0.1}"),
+    "hidden": ("probe `mlp` only: units of its hidden layer", "hidden: 1024"),
+}
+SCHEDULE: Mapping[str, str] = {
+    "type": "which schedule",
+    "per": "what one unit is: an optimizer `step` or an `epoch`",
+    "step_size": "units between two decays",
+    "gamma": "factor of a decay",
+    "exponent": "(1 - unit / units) to this power",
+    "pct_start": "share of the units in which the rate rises",
+    "div_factor": "first rate = lr / div_factor",
+    "final_div_factor": "last rate = first rate / final_div_factor",
+    "anneal": "shape of both phases",
+    "cycle_momentum": "sgd's momentum or adam's beta1 moves against the rate",
+    "base_momentum": "its lowest value",
+    "max_momentum": "its highest value",
+    "min_lr": "the rate after the last unit",
+}
+# Types that a validator widens beyond the annotation.
+TYPES = {
+    "size": "whole number >= 1, or two of them",
+    "mean": "three numbers",
+    "std": "three numbers > 0",
+    "views": "whole number >= 1, or `fresh`",
+    "seeds": "whole number >= 1, or a list of whole numbers >= 0",
+    "features": "text or list of texts",
+    "scheduler": "text or mapping",
+    "module": "`package.module:Class`",
+}
+# What holds when a key is not given, where no table of the code says so.
+DEFAULTS = {
+    "task": "(must be given)",
+    "probe": "the task's",
+    "protocol": "`default`",
+    "test_batch_size": "the larger of `batch_size` and 1024",
+    "pre_encode": "`true`",
+    "task_head_weights_path": "none",
+    "data": "the task's",
+    "features": "the task's (mostly `embedding`)",
+    "train_encoder": "`false`",
+    "num_dataset_repeats": "see `views`",
+    "training_configs": "the protocol's",
+    "grid": "none",
+}
+OUTPUT: Mapping[str, tuple[str, str]] = {
+    "embedding": ("N x D", "the pooled feature: [CLS] after the final norm (ViT), the mean of block4 (ResNet), timm's features before the classifier"),
+    "cls": ("N x D; N x blocks x D for several", "[CLS] of the named blocks, each through the final norm"),
+    "tokens": ("N x D x h x w", "patch tokens of the named blocks, without prefix tokens, through the final norm; ResNet: `tokens[0]` is block1, `tokens[-1]` block4"),
+    "pyramid": ("one map per level", "ResNet: conv, block1-4; ViT: four evenly spaced blocks. `pyramid[i]` is one level"),
+    "conv": ("N x C x h x w", "ResNet: after the first convolution, bn and relu"),
+    "block1": ("N x C x h x w", "ResNet: stride 4"),
+    "block2": ("N x C x h x w", "ResNet: stride 8"),
+    "block3": ("N x C x h x w", "ResNet: stride 16"),
+    "block4": ("N x C x h x w", "ResNet: stride 32"),
+    "attention": ("N x heads x h x w", "ViT: how much [CLS] attends to each patch in that block; no other row is computed"),
+    "queries": ("N x heads x tokens x d", "ViT: of that block, prefix token first"),
+    "keys": ("N x heads x tokens x d", "likewise"),
+    "values": ("N x heads x tokens x d", "likewise"),
+}
+REDUCTION: Mapping[str, tuple[str, str]] = {
+    "mean": (".mean", "map -> N x D: mean over places"),
+    "max": (".max", "map -> N x D: largest over places"),
+    "gem": (".gem(4)", "map -> N x D: generalised mean of power p > 0 over max(x, 1e-6)"),
+    "pool": (".pool(2)", "map -> N x D x n x n: means over an adaptive n x n grid"),
+    "flatten": (".flatten", "anything -> N x all: maps as channel, row, column; several `cls` as block, channel"),
+}
+RECORD: Mapping[str, str] = {
+    "kind": "which record this is",
+    "schema_version": "raised when older files would no longer validate",
+    "encoder": "the encoder's name in the experiment list; in `job.json` what was loaded from where, its id, input and size",
+    "label": "the task's label",
+    "task": "the task's id; in `job.json` also level, dataset, probe, features, roles with their counts, image-list ids",
+    "config": "name of the training config",
+    "train_loss": "on the fit samples, in the chosen epoch (running, while they were trained on)",
+    "train_accuracy": "likewise, the primary metric",
+    "select_loss": "on the selection samples; null under test-last and test-best",
+    "select_accuracy": "likewise, the primary metric",
+    "chosen": "the chosen training config (`results.json`: whether it is this one)",
+    "diverged": "its loss was no longer finite",
+    "status": "`done` or `failed`",
+    "protocol": "the protocol card: name, what was changed, and every value with who set it",
+    "surface": "every training config with every seed: settings, losses, metrics, chosen epoch",
+    "runs": "the chosen config by seed",
+    "index_lists": "hold-outs: count, hash, and the indices (long lists lie in `samples.npz`)",
+    "bad_images": "samples that were left out because an image does not decode",
+    "streamed": "features were encoded while they were read",
+    "notes": "what a reader should know: classes without samples, configs that diverged",
+    "error": "of a failed job: message, hint, traceback",
+    "timings": "seconds per stage",
+    "provenance": "versions, git revision and diff hash, hardware, device, seeds, precision, command, config text, start and end",
+    "skipped": "jobs that were done before",
+    "exit_code": "null while the run goes on, or when it was stopped",
+}
+COLUMN: Mapping[str, str] = {
+    "encoder": "name of the encoder",
+    "label": "label of the task",
+    "task": "its id",
+    "level": "image-level, pixelwise or video",
+    "kind": "semantic or structural",
+    "dataset": "the dataset's name",
+    "probe": "the probe's name",
+    "protocol": "its name, with what was changed",
+    "selection": "val, test-last or test-best",
+    "config": "the training config",
+    "chosen": "whether it was chosen",
+    "metric": "name of the metric",
+    "primary": "whether it is the task's first",
+    "value": "on the report samples; missing where the protocol does not score the config",
+    "ci_low": "95 % interval, of the chosen config",
+    "ci_high": "likewise",
+    "unit": "`%`: `value` is a fraction in [0, 1]",
+    "higher_is_better": "direction of the metric",
+    "select_value": "the metric on the selection samples",
+    "select_loss": "loss there",
+    "train_value": "the metric on the fit samples",
+    "train_loss": "loss there",
+    "test_loss": "loss on the report samples",
+    "epoch": "the chosen epoch, from 1; missing when seeds differ",
+    "diverged": "in any seed",
+    "n_samples": "report samples",
+    "n_units": "their units",
+    "n_classes": "classes of the task",
+    "seeds": "list of seeds; numbers are means over them",
+    "n_params": "parameters of the encoder",
+    "embed_dim": "width of its embedding",
+    "encoder_id": "hash of what it is",
+    "encoder_source": "what was loaded from where",
+    "virb_version": "that made the job",
+    "finished": "UTC",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
+
+
+def code(value: Any) -> str:
+    """A value as YAML has it."""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, (tuple, list)):
+        return f"`[{', '.join(map(str, value))}]`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def matched(keys: Iterable[str], words: Mapping[str, Any], what: str) -> list[str]:
+    """The keys, in the code's order; a key without words or words without a key stop the script."""
+    keys = list(keys)
+    lacking, left = [key for key in keys if key not in words], [word for word in words if word not in keys]
+    if lacking or left:
+        raise SystemExit(f"scripts/make_docs.py, {what}: no words for {lacking}, no key for {left}")
+    return keys
+
+
+def type_text(annotation: Any, bounds: Sequence[Any] = ()) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_text(arguments[0], [item for field in arguments[1:] for item in getattr(field, "metadata", [])])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(type_text(part, bounds) for part in arguments if part is not type(None)))
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
+    name = {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(annotation, "mapping" if origin is dict else "list")
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [f"{sign} {getattr(bound, key):g}" for bound in bounds for key, sign in signs.items() if getattr(bound, key, None) is not None]
+    return f"{name} {', '.join(limits)}".strip()
+
+
+def _type(model: type[BaseModel], key: str) -> str:
+    field = model.model_fields[key]
+    return TYPES.get(key) or type_text(field.annotation, field.metadata)
+
+
+def encoder_keys() -> str:
+    rows = [[f"`{k}`", _type(EncoderKeys, k), ENCODER[k][0], f"`{ENCODER[k][1]}`"] for k in matched(EncoderKeys.model_fields, ENCODER, "ENCODER")]
+    return table(["key", "type", "meaning", "example"], rows)
+
+
+def input_keys() -> str:
+    rows = [[f"`{k}`", _type(InputOverride, k), INPUT[k][0], f"`{INPUT[k][1]}`"] for k in matched(InputOverride.model_fields, INPUT, "INPUT")]
+    return table(["key", "type", "meaning", "example"], rows)
+
+
+def task_keys() -> str:
+    keys = sorted(matched(TaskKeys.model_fields, TASK, "TASK"), key=list(TASK).index)
+    unknown = [key for key in keys if (key in GENERAL) == (key in DEFAULTS)]
+    if unknown:
+        raise SystemExit(f"scripts/make_docs.py, DEFAULTS: which default has {unknown}?")
+    rows = [
+        [f"`{k}`", _type(TaskKeys, k), code(GENERAL[k]) if k in GENERAL else DEFAULTS[k], TASK[k][0], f"`{TASK[k][1]}`"] for k in keys
+    ]
+    return table(["key", "type", "default", "meaning", "example"], rows)
+
+
+def gradient_keys() -> str:
+    rows = []
+    for key in matched(MlpConfig.model_fields, GRADIENT, "GRADIENT"):
+        field = MlpConfig.model_fields[key]
+        default = "(must be given)" if field.is_required() else "none" if field.default is None else code(field.default)
+        rows.append([f"`{key}`", _type(MlpConfig if key not in GradientConfig.model_fields else GradientConfig, key), default, *GRADIENT[key]])
+        rows[-1][-1] = f"`{rows[-1][-1]}`"
+    return table(["key", "type", "default", "meaning", "example"], rows)
+
+
+def schedule_keys() -> str:
+    rows = []
+    for key in matched(SchedulerConfig.model_fields, SCHEDULE, "SCHEDULE"):
+        if key != "type":
+            owners = [kind for kind, parameters in _PARAMETERS.items() if key in parameters]
+            values = [f"{kind} {'(must be given)' if (v := _PARAMETERS[kind][key]) is _REQUIRED else code(v)}" for kind in owners]
+            rows.append([f"`{key}`", _type(SchedulerConfig, key), "; ".join(values), SCHEDULE[key]])
+    return table(["key", "type", "of which schedule, default", "meaning"], rows)
+
+
+def protocols() -> str:
+    names = list(PROTOCOLS)
+    keys = list(dict.fromkeys([*GENERAL, *(key for p in PROTOCOLS.values() for key in p.values)]))
+    rows = [[f"`{key}`", code(GENERAL[key]) if key in GENERAL else "", *(code(p.values[key]) if key in p.values else "" for p in PROTOCOLS.values())] for key in keys]
+    for probe in dict.fromkeys(probe for p in PROTOCOLS.values() for probe in p.probes):
+        cells = ["<br>".join(f"{key}: {_bundle(value)}" for key, value in p.probes.get(probe, {}).items()) for p in PROTOCOLS.values()]
+        rows.append([f"probe `{probe}`", "", *cells])
+    geometries = [p.geometry and {k: v for k, v in p.geometry.record().items() if k in ("size", "resize", "interpolation")} for p in PROTOCOLS.values()]
+    rows.append(["geometry", "the task's, else the encoder's", *(_bundle(g) if g else "" for g in geometries)])
+    rows.append(["task ids", "as written", *(f"`ID@{p.variant}` where there is one" if p.variant else "" for p in PROTOCOLS.values())])
+    about = "".join(f"- `{p.name}`: {p.about}.\n" for p in PROTOCOLS.values())
+    return f"{about}\n{table(['', 'without any', *(f'`{name}`' for name in names)], rows)}"
+
+
+def _bundle(values: Mapping[str, Any]) -> str:
+    parts = []
+    for key, value in values.items():
+        inner = f"{{{_bundle(value).strip('`')}}}" if isinstance(value, Mapping) else code(value).strip("`")
+        parts.append(f"{key}: {inner}")
+    return f"`{', '.join(parts)}`"
+
+
+def _flags(command: str) -> str:
+    parser = cli._parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    rows = []
+    for action in commands.choices[command]._actions:
+        if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+            continue
+        names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.dest}`"
+        value = ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else f"`{action.metavar or action.dest.upper()}`"
+        value = "" if action.nargs == 0 else "(text)" if not action.option_strings and not action.choices else value
+        value += " ..." if action.nargs == "+" else ""
+        default = "" if action.default in (None, [], "", False, argparse.SUPPRESS) else f"`{action.default}`"
+        rows.append([names, value, default, (action.help or "").replace("%%", "%")])
+    return table(["flag", "value", "default", "meaning"], rows)
+
+
+def flags_other() -> str:
+    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in cli.COMMANDS if name not in ("run", "check"))
+
+
+def tasks() -> str:
+    here = [task for task in all_tasks().values() if task.available]
+    later = [f"`{task.id}`" for task in all_tasks().values() if not task.available]
+    rows = [
+        [f"`{t.id}`", f"{t.level}, {t.kind}", f"`{t.probe}`", f"`{t.features}`", ", ".join(f"`{m}`" for m in t.metrics),
+         _bundle({"size": t.geometry.size, "resize": t.geometry.resize}) if t.geometry else "the encoder's", t.about]
+        for t in sorted(here, key=lambda task: task.id)
+    ]  # fmt: skip
+    known = f"\nReserved ids of ViRB 2021, *not available yet*: {', '.join(sorted(later, key=str.casefold))}.\n" if later else ""
+    return table(["id", "place", "probe", "features", "metrics (first is primary)", "geometry", "about"], rows) + known
+
+
+def architectures() -> str:
+    rows = []
+    for name in encoder_names():
+        parameters = inspect.signature(find_builder(name)).parameters.values()
+        fixed = SIZES.get(name)
+        given = [p for p in parameters if not (fixed and p.name in ("width", "depth", "heads"))]
+        texts = [p.name if p.default is p.empty else f"{p.name}: {code(p.default).strip('`')}" for p in given]
+        size = f"{fixed[0]} wide, {fixed[1]} blocks, {fixed[2]} heads" if fixed else ""
+        rows.append([f"`{name}`", f"`{', '.join(texts)}`" if texts else "none", size])
+    return table(["`arch`", "`args` and their defaults", "size"], rows)
+
+
+def outputs() -> str:
+    return table(["output", "shape", "what it is"], [[f"`{k}`", *OUTPUT[k]] for k in matched(KINDS, OUTPUT, "OUTPUT")])
+
+
+def reductions() -> str:
+    return table(["reduction", "what it gives"], [[f"`{REDUCTION[k][0]}`", REDUCTION[k][1]] for k in matched(REDUCTIONS, REDUCTION, "REDUCTION")])
+
+
+def recognised() -> str:
+    widths = ", ".join(f"{width} ({heads})" for width, heads in HEADS.items())
+    return (
+        f"- vision transformers with the key names of DINO, DeiT and timm (`cls_token`, `pos_embed`, `patch_embed.proj`, `blocks.0.attn.qkv`, ...), "
+        f"any depth and patch size; heads are told by the width: {widths};\n- torchvision's ResNets: {', '.join(f'`{name}`' for name in _RESNETS.values())}.\n"
+    )
+
+
+def metrics() -> str:
+    found = [find_metric(name) for name in metric_names()]
+    return table(["metric", "in tables", "better", "unit"], [[f"`{m.name}`", m.title, "higher" if m.higher_is_better else "lower", m.unit] for m in found])
+
+
+def columns() -> str:
+    return table(["column", "type", "meaning"], [[f"`{k}`", COLUMNS[k], COLUMN[k]] for k in matched(COLUMNS, COLUMN, "COLUMN")])
+
+
+def records() -> str:
+    described = {key for model in RECORDS.values() for key, field in model.model_fields.items() if field.description}
+    matched({key for model in RECORDS.values() for key in model.model_fields} - described | set(RECORD), RECORD, "RECORD")
+    parts = []
+    files = {"training_config": "results.json", "job": "job.json", "run": "runs/<time>.json"}
+    for kind, model in RECORDS.items():
+        rows = [[f"`{key}`", field.description or RECORD[key]] for key, field in model.model_fields.items()]
+        parts.append(f"`{files[kind]}` ([schema](../virb/results/schemas/{kind}.schema.json))\n\n{table(['field', 'what it holds'], rows)}")
+    return "\n".join(parts)
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "encoder-keys": encoder_keys,
+    "input-keys": input_keys,
+    "task-keys": task_keys,
+    "training-keys": gradient_keys,
+    "schedule-keys": schedule_keys,
+    "protocols": protocols,
+    "tasks": tasks,
+    "flags-run": lambda: _flags("run"),
+    "flags-other": flags_other,
+    "architectures": architectures,
+    "recognised": recognised,
+    "outputs": outputs,
+    "reductions": reductions,
+    "metrics": metrics,
+    "records": records,
+    "columns": columns,
+}
+
+
+def rewrite(text: str) -> str:
+    """The page with every block made anew; KeyError for a block that nobody makes."""
+    return BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match[2]]()}\n{match[4]}", text)
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("--check", action="store_true", help="write nothing, name the pages that are out of date")
+    check = arguments.parse_args().check
+    old = []
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (new := rewrite(text)) != text:
+            old.append(page)
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    for page in old:
+        print(f"{page.relative_to(ROOT)} {'is out of date' if check else 'written'}")
+    return int(check and bool(old))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
