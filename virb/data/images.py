@@ -252,13 +252,15 @@ class Samples:
 class Dataset:
     """Image lists by name, samples by split, and the class names of each target that has classes.
 
-    Class id ``c`` of target ``t`` is named ``classes[t][c]``; ids mean the same in all splits.
+    Class id ``c`` of target ``t`` is named ``classes[t][c]``; ids mean the same in all splits. ``note``: what was found on disk, in a line
+    for people (the layout, the rule of a split that is not official).
     """
 
     name: str
     lists: Mapping[str, ImageList]
     samples: Mapping[str, Samples]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    note: str = ""
 
     def __post_init__(self) -> None:
         for split, samples in self.samples.items():

@@ -45,7 +45,7 @@ class Task:
 
 
 _TASKS: dict[str, Task] = {}
-_FAMILIES = ("virb.tasks.builtin", "virb.tasks.folder", "virb.tasks.virb2021")
+_FAMILIES = ("virb.tasks.builtin", "virb.tasks.folder", "virb.tasks.image_level", "virb.tasks.virb2021")
 
 
 def register_task(task: Task) -> Task:

@@ -1,4 +1,4 @@
-"""The ids of ViRB 2021: reserved, so that its files load and say which of their tasks are built."""
+"""The pixelwise ids of ViRB 2021: reserved, so that its files load and say which of their tasks are built."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from typing import cast
 from virb.tasks.base import Kind, Level, Task, register_task
 
 _IDS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("image-level", "semantic"): (
-        "Imagenet", "Imagenetv2", "SUN397", "CIFAR-100", "CalTech-101", "Eurosat", "Pets", "dtd", "KineticsActionPrediction",
-    ),
-    ("image-level", "structural"): ("CLEVRNumObjects", "CLEVRDist", "THORNumSteps", "THORActionPrediction", "nuScenesActionPrediction"),
     ("pixelwise", "semantic"): ("Pets-Detection", "EgoHands", "CityscapesSemanticSegmentation", "COCODetection"),
     ("pixelwise", "structural"): (
         "NYUWalkable", "NYUDepth", "THORDepth", "TaskonomyDepth", "TaskonomyEdges", "TaskonomyInpainting", "KITTI",

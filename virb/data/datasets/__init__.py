@@ -15,7 +15,10 @@ from typing import Any, TypeVar
 from virb.data.images import Dataset
 from virb.errors import UserError
 
-_FAMILIES = ("digits", "folder", "shapes")
+_FAMILIES = (
+    "digits", "folder", "shapes", "imagenet", "cifar", "caltech", "sun397", "eurosat", "pets", "dtd", "clevr", "thor", "nuscenes",
+    "kinetics", "torchvision_sets", "pcam", "voc", "inaturalist",
+)  # fmt: skip
 _DATASETS: dict[str, Callable[..., Dataset]] = {}
 _Function = TypeVar("_Function", bound=Callable[..., Dataset])
 
@@ -60,6 +63,12 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
             if option not in known:
                 raise UserError(f"dataset {name} has no option {option!r}{_suggestion(option, known)}")
     return function(None if root is None else Path(root), **options)
+
+
+def needs_root(name: str) -> bool:
+    """Whether the dataset lies in files: ``root`` has no default then, and where no root is given it is looked for below the data root."""
+    root = inspect.signature(find_dataset(name)).parameters.get("root")
+    return root is not None and root.default is inspect.Parameter.empty
 
 
 def _user_function(name: str) -> Callable[..., Dataset]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from virb.data.datasets import register_dataset
+from virb.data.datasets.common import EXTENSIONS, image_paths
 from virb.data.images import Dataset, FileImages, Samples
 from virb.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _LAYOUT = "expected {train,val,test}/<class>/* below it (val is optional)"
 
@@ -38,7 +36,7 @@ def folder(root: Path | None = None) -> Dataset:
             continue
         paths, labels = [], []
         for name, class_folder in folders.items():
-            images = sorted(_image_paths(class_folder))
+            images = sorted(image_paths(class_folder))
             if not images:
                 kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
                 raise UserError(f"folder: class {name!r} of {split} is empty: no {kinds} file in {class_folder}")
@@ -79,21 +77,3 @@ def _checked_classes(root: Path, found: dict[str, dict[str, Path]]) -> tuple[str
     if len(classes) < 2:
         raise UserError(f"folder: {root / 'train'} has one class, {classes[0]!r}; a task needs at least two")
     return classes
-
-
-def _image_paths(class_folder: Path) -> Iterator[str]:
-    """Images at any depth, relative to ``class_folder``, with forward slashes. Links to folders are followed, but not in circles."""
-
-    def walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if real not in above:
-                        yield from walk(entry.path, f"{prefix}{entry.name}/", above | {real})
-                elif entry.name.lower().endswith(EXTENSIONS):
-                    yield prefix + entry.name
-
-    return walk(str(class_folder), "", frozenset({os.path.realpath(class_folder)}))
