@@ -331,6 +331,18 @@ def test_a_taker_that_died_at_work_does_not_block(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_one_taker_at_a_time(tmp_path):
+    """While a living taker is at it, nobody else removes a dead owner's lease."""
+    path, guard = tmp_path / ".lease", tmp_path / ".tmp-.lease-takeover"
+    with Lease(guard):
+        owner = forge(path, start="1")
+        with pytest.raises(Held):
+            Lease(path)
+        assert json.loads(path.read_text()) == owner
+        assert guard.exists()
+    Lease(path).release()
+
+
 def test_without_hard_links(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")

@@ -36,7 +36,7 @@ from virb.plan.units import assemble
 from virb.results.load import load_results
 from virb.results.tables import text_table
 from virb.runner.devices import parse_devices, resolve_precision
-from virb.runner.run import claim, execute
+from virb.runner.run import claim, execute, nothing_to_do
 from virb.runner.settings import make_settings
 from virb.runner.worker import ENCODE_BATCH
 from virb.tasks.vocabulary import TaskVocabulary
@@ -157,6 +157,7 @@ def run(
     with claim(settings.out) as lease:
         plan = assemble(draft)
         if not plan.to_do:
+            nothing_to_do(plan)
             return Results(settings.out, (), tuple(job.id for job in plan.done), {})
         summary = execute(plan, Console(quiet=not progress, highlight=False), texts, lease)
     return Results(settings.out, tuple(j.id for j in summary.done), tuple(j.id for j in summary.skipped), dict(summary.failed))

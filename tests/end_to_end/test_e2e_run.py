@@ -242,6 +242,21 @@ def test_a_table_lost_to_a_crash_is_written_when_nothing_is_left_to_do(bench: Be
     bench.run_well()
     assert (bench.out / "results.csv").read_text() == table
     assert not (bench.out / ".jobs").exists()
+    (bench.out / "results.csv").unlink()
+    answer = virb.run(bench.folder / "encoders.yaml", bench.folder / "tasks.yaml", bench.out, devices="cpu:1", progress=False)
+    assert (answer.done, answer.skipped) == ((), ("pixels/colours",))
+    assert (bench.out / "results.csv").read_text() == table
+
+
+def test_what_killed_runs_left_half_written_goes(bench: Bench) -> None:
+    bench.write()
+    bench.run_well()
+    halves = [bench.out / place / ".tmp-0123456789ab-x.json" for place in ("runs", "pixels/colours", "pixels/colours-fast")]
+    for path in halves:
+        path.write_text('{"kind": "jo')
+    assert len(virb.load_results(bench.out)) == 1
+    bench.run_well("--force")
+    assert not [path for path in halves if path.exists()]
 
 
 def test_digits_with_pixels(bench: Bench) -> None:

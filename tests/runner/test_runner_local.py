@@ -166,9 +166,14 @@ class Watcher:
         return [said[1] for said in self.said if said[0] == what]
 
 
-def run(units, folder, devices=THREE) -> tuple[Graph, dict[str, str], Watcher]:
+class SlowWatcher(Watcher):
+    def advanced(self, slot, unit, phase, done, total):
+        time.sleep(0.002)
+
+
+def run(units, folder, devices=THREE, watcher=None) -> tuple[Graph, dict[str, str], Watcher]:
     """Runs the units; every one of them must be done or lost, once."""
-    graph, watcher, lost = Graph(units), Watcher(), {}
+    graph, watcher, lost = Graph(units), watcher or Watcher(), {}
 
     def on_lost(unit: Unit, reason: str) -> None:
         assert unit.key not in lost
@@ -352,7 +357,7 @@ def test_a_context_that_cannot_travel(tmp_path):
 def test_a_worker_that_talks_all_the_time_does_not_drown_the_others(tmp_path):
     began = time.monotonic()
     units = [unit("loud", "until_others", str(tmp_path), 6, True), *(unit(f"{i}") for i in range(5))]
-    _, lost, _ = run(units, tmp_path, ("cpu", "cpu"))
+    _, lost, _ = run(units, tmp_path, ("cpu", "cpu"), SlowWatcher())
     assert lost == {}
     assert time.monotonic() - began < 15
 

@@ -49,4 +49,3 @@ def _call(options: object) -> int:
     command = getattr(options, "command", COMMANDS[0])
     calls = {"run": run.run, "check": run.check, "list": catalogue.list_names, "show": catalogue.show}
     return calls[command](options)  # type: ignore[arg-type]
-

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return check(options)
 
-    from virb.plan.describe import header, many
+    from virb.plan.describe import header
     from virb.plan.units import assemble
     from virb.runner.run import claim, execute, nothing_to_do
 
@@ -35,8 +35,9 @@ def run(options: argparse.Namespace) -> int:
         plan = assemble(draft)  # under the lease, so that what is done already is known for certain
         if not plan.to_do:
             nothing_to_do(plan)
-            age = _age(draft.settings.out, plan)
-            say(f"all {many(len(plan.jobs), 'job')} are done ({draft.settings.out}, {age}) · --force runs them again", console)
+            where = f"({draft.settings.out}, {_age(draft.settings.out, plan)}) · --force runs"
+            several = len(plan.jobs) > 1
+            say(f"all {len(plan.jobs):,} jobs are done {where} them again" if several else f"the job is done {where} it again", console)
             return 0
         for line in header(plan):
             say(line, console)

@@ -126,6 +126,7 @@ class _Doer:
                 facts.streamed = True
                 outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
             facts.stage("probe", began, outcome_epochs(outcome))
+            curves.close()  # before the record that says that everything is there
             summary = write_outcome(facts, outcome)
         except torch.OutOfMemoryError as error:
             raise ViRBError(
