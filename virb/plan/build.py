@@ -162,10 +162,13 @@ class _Builder:
         task = with_geometry(task, geometry, source)
         encoder.spec.check(task.features)
         roles = dict(data.roles)
-        if get_probe(task.probe).shape == "features":
+        probe = get_probe(task.probe)
+        if probe.shape == "features":
             for role, plan in data.roles.items():
                 seen = [replace(geometry, view=view) for view in views(task, role, self.settings)]
                 roles[role] = replace(plan, entries=tuple(self._entry(encoder, g, task, plan, data) for g in seen))
+                if hasattr(probe, "check_features"):
+                    probe.check_features(role, _sample_shape(plan, self.entries[roles[role].entries[0]].row_shape))
         self.lists.update(data.images)
         return Job(
             encoder=config.name,
@@ -215,6 +218,14 @@ class _Builder:
         for job in self.jobs.values():
             for text in conflicts(self.settings.out, job.encoder, job.label, list(job.task.configs)):
                 self.add_problem(job.task.place("task"), f"{text}; rename one of the labels or choose another --out", job.label)
+
+
+def _sample_shape(plan: RolePlan, row_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Shape of one sample's features: the row's own, with an axis in front where a sample has several images; None when they differ."""
+    rows = plan.samples.fixed_rows()
+    if rows is None or row_shape is None:
+        return None
+    return row_shape if rows.shape[1] == 1 else (rows.shape[1], *row_shape)
 
 
 def job_key(
