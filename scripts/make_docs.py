@@ -25,9 +25,13 @@ from pydantic import BaseModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout that this script belongs to, installed or not
 
-from virb.cli.parser import COMMANDS, make_parser  # noqa: E402
+from virb.cli.parser import COMMANDS, DATA_ACTIONS, make_parser  # noqa: E402
 from virb.config.records import EncoderKeys, InputOverride, TaskKeys  # noqa: E402
 from virb.config.training import _PARAMETERS, _REQUIRED, GradientConfig, MlpConfig, SchedulerConfig  # noqa: E402
+from virb.data.datasets.facts import FACTS  # noqa: E402
+from virb.data.prepare import places_of, recipes_of  # noqa: E402
+from virb.data.prepare.download import downloadable  # noqa: E402
+from virb.data.prepare.recipes import Part  # noqa: E402
 from virb.encoders.layouts import _RESNETS, HEADS  # noqa: E402
 from virb.encoders.registry import encoder_names, find_builder  # noqa: E402
 from virb.encoders.requests import KINDS, REDUCTIONS  # noqa: E402
@@ -89,8 +93,18 @@ TASK: Mapping[str, tuple[str, str]] = {
         "pre_encode: false",
     ),
     "task_head_weights_path": (
-        "score the heads that another task trained; a glob, `%s` is the encoder's name. Read and checked, *not available yet*",
+        "score the heads that a glob finds instead of training ([below](#eval-only-tasks)); `%s` is the encoder's name",
         "task_head_weights_path: out/%s/Imagenet*/model_head.pt",
+    ),
+    "heads_from": (
+        "score the chosen head of another label, of this run or of the results folder ([below](#eval-only-tasks))",
+        "heads_from: Imagenet",
+    ),
+    "class_map": ("of an eval-only task: its class -> the heads' class, where the names differ", "class_map: {azure: blue}"),
+    "limit": (
+        "how many samples of a split take part, for trying things: classes in proportion, the same samples for every encoder; only their "
+        "images are encoded",
+        "limit: {train: 5000, test: 1000}",
     ),
     "selection": ("how epochs and training configs are chosen ([below](#selection))", "selection: val"),
     "seeds": ("how many seeds, or which; the numbers of a config are means over them. `--seed` is added to each", "seeds: 3"),
@@ -125,6 +139,11 @@ GRADIENT: Mapping[str, tuple[str, str]] = {
     "nesterov": ("sgd only, with momentum above 0", "optimizer: sgd, momentum: 0.9, nesterov: true"),
     "weight_decay": ("decoupled for adamw, an L2 penalty for sgd and adam", "weight_decay: 1e-4"),
     "scheduler": ("a name, or a mapping with `type` (next tables)", "scheduler: {type: StepLR, step_size: 30, gamma: 0.1}"),
+    "head": (
+        "of a sample's several images a head takes all numbers one after the other, their mean, or a mean weighted by learned attention",
+        "head: attention",
+    ),
+    "init": ("of the weights: as `torch.nn.Linear` does, or normal with deviation 0.01 and zero biases", "init: normal0.01"),
     "hidden": ("probe `mlp` only: units of its hidden layer", "hidden: 1024"),
 }
 SCHEDULE: Mapping[str, str] = {
@@ -161,6 +180,9 @@ DEFAULTS = {
     "test_batch_size": "the larger of `batch_size` and 1024",
     "pre_encode": "`true`",
     "task_head_weights_path": "none",
+    "heads_from": "the task's (mostly none)",
+    "class_map": "none",
+    "limit": "none: all samples",
     "data": "the task's",
     "features": "the task's (mostly `embedding`)",
     "train_encoder": "`false`",
@@ -202,6 +224,7 @@ RECORD: Mapping[str, str] = {
     "encoder": "the encoder's name in the experiment list; in `job.json` what was loaded from where, its id, input and size",
     "label": "the task's label",
     "task": "the task's id; in `job.json` also level, dataset, probe, features, roles with their counts, image-list ids",
+    "test_ci_high": "its upper end",
     "config": "name of the training config",
     "train_loss": "on the fit samples, in the chosen epoch (running, while they were trained on)",
     "train_accuracy": "likewise, the primary metric",
@@ -255,6 +278,10 @@ COLUMN: Mapping[str, str] = {
     "seeds": "list of seeds; numbers are means over them",
     "n_params": "parameters of the encoder",
     "embed_dim": "width of its embedding",
+    "reference": "the published number of the same encoder, task, probe and protocol, where there is one ([below](#published-numbers))",
+    "reference_difference": "value - reference",
+    "reference_tolerance": "how large the difference may be",
+    "reference_source": "where it was published",
     "encoder_id": "hash of what it is",
     "encoder_source": "what was loaded from where",
     "virb_version": "that made the job",
@@ -366,13 +393,18 @@ def protocols() -> str:
         for key in dict.fromkeys(key for p in PROTOCOLS.values() for key in p.values)
     ]
     for probe in dict.fromkeys(probe for p in PROTOCOLS.values() for probe in p.probes):
-        cells = ["<br>".join(f"{key}: {_bundle(value)}" for key, value in p.probes.get(probe, {}).items()) for p in PROTOCOLS.values()]
+        cells = [
+            "<br>".join(f"{key}: {_bundle(v) if isinstance(v, Mapping) else code(v)}" for key, v in p.probes.get(probe, {}).items())
+            for p in PROTOCOLS.values()
+        ]
         rows.append([f"probe `{probe}`", *cells])
     shown = ("size", "resize", "interpolation")
     geometries = [
         {key: value for key, value in p.geometry.record().items() if key in shown} if p.geometry else {} for p in PROTOCOLS.values()
     ]
     rows.append(["geometry", *(_bundle(geometry) if geometry else "the task's, else the encoder's" for geometry in geometries)])
+    options = [", ".join(f"{key}: {', '.join(map(code, values))}" for key, values in p.options.items()) for p in PROTOCOLS.values()]
+    rows.append(["as good", *options])
     rows.append(["task ids", *(f"`ID@{p.variant}` where there is one" if p.variant else "as written" for p in PROTOCOLS.values())])
     about = "".join(f"- `{p.name}`: {p.about}.\n" for p in PROTOCOLS.values())
     return f"{about}\n{table(['', *(f'`{name}`' for name in PROTOCOLS)], rows)}"
@@ -386,17 +418,19 @@ def _bundle(values: Mapping[str, Any]) -> str:
     return f"`{', '.join(parts)}`"
 
 
-def _flags(command: str) -> str:
+def _flags(command: str, *below: str) -> str:
     parser = make_parser()
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name in (command, *below):
+        commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = commands.choices[name]
     rows = []
-    for action in commands.choices[command]._actions:
+    for action in parser._actions:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
             continue
         names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.dest}`"
         value = ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else f"`{action.metavar or action.dest.upper()}`"
         value = "" if action.nargs == 0 else "(text)" if not action.option_strings and not action.choices else value
-        value += " ..." if action.nargs == "+" else ""
+        value += " ..." if action.nargs in ("+", "*") else ""
         unset = isinstance(action.default, (bool, list)) or action.default in (None, "", argparse.SUPPRESS)
         default = "" if unset else f"`{action.default}`"
         rows.append([names, value, default, (action.help or "").replace("%%", "%")])
@@ -404,7 +438,46 @@ def _flags(command: str) -> str:
 
 
 def flags_other() -> str:
-    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in ("run", "check"))
+    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in ("run", "check", "data"))
+
+
+def flags_data() -> str:
+    return "\n".join(f"`virb data {name}`\n\n{_flags('data', name)}" for name in DATA_ACTIONS)
+
+
+def datasets() -> str:
+    tasks_of: dict[str, list[str]] = {name: [] for name in FACTS}
+    for task in all_tasks().values():
+        if task.dataset in tasks_of:
+            tasks_of[task.dataset].append(task.id)
+    rows = []
+    for name, ids in sorted(tasks_of.items(), key=lambda item: (item[1] or [item[0]])[0].casefold()):
+        facts = FACTS[name]
+        splits = ", ".join(f"{split} {_counts(count)}" for split, count in facts.splits.items())
+        samples = splits + (f"{', ' * bool(splits)}{facts.total:,} in all" if facts.total else "")
+        how = " or ".join(["download"] * downloadable(name) + ["prepare"] * bool(recipes_of(name))) or "by hand"
+        places = ", ".join(f"`{place}/`" for place in places_of(name))
+        known = [samples, str(facts.n_classes or ""), facts.size, how, facts.source, facts.licence]
+        rows.append([", ".join(f"`{i}`" for i in ids), f"`{name}`", places, *known])
+    return table(["tasks", "dataset", "looked for in", "samples", "classes", "download", "`virb data`", "from", "licence"], rows)
+
+
+def _counts(count: int | tuple[int, ...]) -> str:
+    return " or ".join(f"{n:,}" for n in (count if isinstance(count, tuple) else (count,)))
+
+
+def _alternatives(part: Part) -> str:
+    names = [f"`{name}`" for name in part.names] + [f"the folder `{name}/`" for name in part.folders]
+    return " or ".join(names)
+
+
+def archives() -> str:
+    rows = []
+    for name in FACTS:
+        for recipe in recipes_of(name):
+            parts = [f"{_alternatives(part)}{'' if part.needed else ' (optional)'}" for part in recipe.parts]
+            rows.append([f"`{name}`", ", ".join(parts), f"`{recipe.place}/`", recipe.note])
+    return table(["dataset", "what `--source` has", "goes to", "note"], rows)
 
 
 def tasks() -> str:
@@ -484,6 +557,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "tasks": tasks,
     "flags-run": lambda: _flags("run"),
     "flags-other": flags_other,
+    "flags-data": flags_data,
+    "datasets": datasets,
+    "archives": archives,
     "architectures": architectures,
     "recognised": recognised,
     "outputs": outputs,

@@ -134,8 +134,8 @@ def test_run_with_files_and_with_ids(capsys: pytest.CaptureFixture[str]) -> None
     assert (results.done, results.out) == (("px/a",), Path("out"))
     assert capsys.readouterr().out == ""
     with pytest.raises(ConfigError) as failure:  # ids become labels
-        virb.run("e.yaml", ["digits", "Pets"], devices="cpu:1")
-    assert [problem.key for problem in failure.value.problems] == ["Pets.task"]
+        virb.run("e.yaml", ["digits", "NYUDepth"], devices="cpu:1")
+    assert [problem.key for problem in failure.value.problems] == ["NYUDepth.task"]
 
 
 def test_every_mistake_of_run_at_once() -> None:

@@ -16,6 +16,7 @@ import virb
 from virb.cli import main
 from virb.cli.parser import COMMANDS
 from virb.cli.run import failure_lines
+from virb.tasks.base import find_task
 
 REPO = Path(__file__).parent.parent
 VIRB2021 = Path(__file__).parent / "config" / "virb2021"
@@ -101,7 +102,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (("chekc",), "virb: no command 'chekc'; did you mean check?"),
-        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show"),
+        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, data"),
         (("--experiment_lst", "e.yaml"), "virb run: unknown option --experiment_lst; did you mean --experiment_list?"),
         (("check", "--sed=3"), "virb check: unknown option --sed=3; did you mean --seed?"),
         (("check", "--qqqq"), "virb check: unknown option --qqqq; virb check --help shows what there is"),
@@ -177,10 +178,10 @@ def test_files_that_are_not_there(call: Call) -> None:
 
 
 def test_a_task_problem_is_not_said_again_for_every_encoder(call: Call, here: Path) -> None:
-    (here / "t.yaml").write_text("a: {task: Pets}\nb: {task: folder}\n")
+    (here / "t.yaml").write_text("a: {task: NYUDepth}\nb: {task: folder}\n")
     _, _, err = call("check", *FILES)
     assert len(err.splitlines()) == 4  # the head, two problems, nothing was run
-    assert "a.task  the task Pets is not available yet" in err
+    assert "a.task  the task NYUDepth is not available yet" in err
     assert "b       folder: no root is given" in err
 
 
@@ -236,20 +237,25 @@ def test_ctrl_c(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["all", "caltech", "imagenet_grid_search", "exemplar_grid_search", "imagenetv2"])
 @pytest.mark.parametrize("protocol", [(), ("--protocol", "virb2021")])
-def test_task_configs_of_virb2021_say_what_is_not_built(call: Call, name: str, protocol: tuple[str, ...]) -> None:
+def test_task_configs_of_virb2021_say_what_is_not_built_and_what_data_is_not_there(
+    call: Call, name: str, protocol: tuple[str, ...]
+) -> None:
     file = VIRB2021 / "virb_configs" / f"{name}.yaml"
     code, out, err = call("check", "--experiment_list", "e.yaml", "--task_configs", str(file), *protocol)
     tasks = re.findall(r"^(\S+):\n", file.read_text(), re.MULTILINE)
     assert (code, out) == (2, "")
     lines = [line for line in err.splitlines() if not line.startswith("note:")]
     assert re.match(rf"{len(tasks)} problems? in 1 file:", lines[0])
-    said = [
-        re.fullmatch(rf"  {re.escape(str(file))}:(\d+) +(\S+)\.task +the task (\S+) is not available yet; .*", line) for line in lines[1:-1]
-    ]
-    assert [match[2] for match in said if match] == tasks
+    text = file.read_text().splitlines()
+    ids = dict(zip(tasks, re.findall(r"^  task: (\S+)", file.read_text(), re.MULTILINE), strict=True))
+    unbuilt = {label for label, task_id in ids.items() if not find_task(task_id).available}
+    said = [match for line in lines if (match := re.match(rf"  {re.escape(str(file))}:(\d+) +(\S+) +(.*)", line))]
+    assert sorted(match[2].removesuffix(".task") for match in said) == sorted(tasks)
     for match in said:
-        assert match is not None
-        assert match[3] in file.read_text().splitlines()[int(match[1]) - 1]
+        label = match[2].removesuffix(".task")
+        assert (match[2] != label) == (label in unbuilt)
+        assert (ids[label] if label in unbuilt else label) in text[int(match[1]) - 1]
+        assert (f"the task {ids[label]} is not available yet" if label in unbuilt else "not found: looked for") in match[3]
     assert ("note:" in err) == (name == "imagenetv2")
 
 
@@ -397,8 +403,9 @@ def test_show_gives_every_value_and_its_origin(call: Call) -> None:
 def test_show_of_other_tasks(call: Call) -> None:
     _, out, _ = call("show", "shapes-count")
     assert re.search(r"data.n_train +3000 +dataset shapes", out)
-    assert call("show", "Pets")[:2] == (0, "Pets  the task Pets is known and not available yet\n")
+    assert call("show", "NYUDepth")[:2] == (0, "NYUDepth  the task NYUDepth is known and not available yet\n")
+    assert re.search(r"heads_from +Imagenet +task Imagenetv2\n", call("show", "Imagenetv2")[1])
     assert re.search(r"selection +test-last +protocol virb2021", call("show", "digits", "--protocol", "virb2021")[1])
     code, _, err = call("show", "digits", "--protocol", "virb2020")
     assert code == 2
-    assert "no protocol 'virb2020'; there are default, virb2021" in err
+    assert "no protocol 'virb2020'; there are default, dino-knn, dino-linear, linear-sweep, virb2021" in err

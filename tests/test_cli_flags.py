@@ -193,7 +193,7 @@ OTHER = {("list", "what"), ("show", "task"), ("show", "task_configs"), ("show", 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for command in COMMANDS:
-        few = {"list": ["tasks"], "show": ["x"]}.get(command, [])
+        few = {"list": ["tasks"], "show": ["x"], "data": ["list"]}.get(command, [])
         yield command, make_parser().parse_args([command, *few]).parser
 
 

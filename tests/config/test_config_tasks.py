@@ -183,7 +183,7 @@ def test_top_levels_that_are_no_tasks(write: Write, words, text: str, expected: 
         ("{task: Pets, augment: crop}", 't.augment  "crop" is none of none, crop-flip; did you mean crop-flip?'),
         ("{task: Pets, nmu_epochs: 3}", "t.nmu_epochs  unknown key; did you mean num_epochs?"),
         ("{task: Pets, label: x}", "t.label  unknown key"),
-        ("{task: Pets, explicit: {}}", "t.explicit  unknown key"),
+        ("{task: Pets, explicit: {}}", "t.explicit  unknown key; did you mean limit?"),
         ("{task: Pets, training_configs: {}}", "t.training_configs  is empty"),
         ("{task: Pets, training_configs: [a]}", 't.training_configs  expected a mapping, got ["a"]'),
         ("{task: Pets, training_configs: {a: }}", "t.training_configs.a  expected a mapping, got nothing"),

@@ -90,7 +90,7 @@ def test_bare_name_of_a_schedule() -> None:
         ({"nesterov": "yes"}, ['nesterov: expected true or false, got "yes"']),
         ({"weight_decay": -1}, ["weight_decay: expected at least 0, got -1"]),
         ({"wieght_decay": 0}, ["wieght_decay: unknown key; did you mean weight_decay?"]),
-        ({"qqq": 0}, ["qqq: unknown key; known are optimizer, lr, momentum, nesterov, weight_decay, scheduler"]),
+        ({"qqq": 0}, ["qqq: unknown key; known are optimizer, lr, momentum, nesterov, weight_decay, scheduler, head, init"]),
         ({"scheduler": 3}, ["scheduler: expected a mapping, got 3"]),
         ({"scheduler": {"gamma": 0.1}}, ["scheduler.type: missing key"]),
         (
@@ -112,7 +112,7 @@ def test_bare_name_of_a_schedule() -> None:
             ["scheduler.step_size: expected a whole number, got 1.5", "scheduler.gamma: expected more than 0, got 0"],
         ),
         ({"scheduler": {"type": "cosine", "per": "batch"}}, ['scheduler.per: "batch" is none of step, epoch']),
-        ({"hidden": 3}, ["hidden: unknown key; known are optimizer, lr, momentum, nesterov, weight_decay, scheduler"]),
+        ({"hidden": 3}, ["hidden: unknown key; known are optimizer, lr, momentum, nesterov, weight_decay, scheduler, head, init"]),
     ],
 )
 def test_mistakes(values: dict[str, Any], expected: list[str]) -> None:

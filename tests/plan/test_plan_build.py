@@ -149,9 +149,8 @@ def test_a_geometry_that_is_not_the_protocols_stands_on_the_card(make_plan: Make
 def test_native_size_takes_an_input_size(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     native = Geometry(None, "none", "none", 1.0, "bilinear")
     monkeypatch.setitem(base._TASKS, "native", replace(base.all_tasks()["digits"], id="native", geometry=native))
-    plan = make_plan(None, {"t": {"task": "native"}})
-    assert only_job(plan).geometry == native
-    assert {entry.row_shape for entry in plan.context.entries.values()} == {None}
+    with pytest.raises(ConfigError, match="differ in shape from sample to sample"):
+        make_plan(None, {"t": {"task": "native"}})
     assert only_job(make_plan(None, {"t": {"task": "native"}}, input_size=24)).geometry == Geometry(
         (24, 24), "squash", "none", 1.0, "bilinear"
     )
@@ -300,7 +299,7 @@ def test_a_share_of_the_disk(tmp_path: Path) -> None:
 def test_task_problems_are_said_once_and_encoder_problems_name_both(make_plan: MakePlan) -> None:
     encoders = {"a": PIXELS, "b": PIXELS, "c": TINY_VIT}
     tasks = {
-        "gone": {"task": "Pets"},
+        "gone": {"task": "NYUDepth"},
         "typo": {**DIGITS, "features": "tokens[-1].main"},
         "option": {"task": "shapes-count", "data": {"n_trian": 3}},
         "named": {"task": "digits", "data": {"name": "x"}},

@@ -48,7 +48,10 @@ TASK: dict[str, tuple[dict[str, Any], Any, str]] = {
     "pre_encode": (DIGITS, False, "units"),
     "num_dataset_repeats": (DIGITS, 3, "entries"),
     "views": (DIGITS, 3, "entries"),
-    "task_head_weights_path": (DIGITS, "out/%s/t-a/model_head.pt", "scoring the heads of another task is not available yet"),
+    "task_head_weights_path": (DIGITS, "out/%s/t-a/model_head.pt", "no head matches .*t-a/model_head.pt: run the task that trains"),
+    "heads_from": (DIGITS, "other", "there is no head of other for the encoder e in out: run the task other first"),
+    "class_map": (DIGITS, {"0": "zero"}, "it needs heads_from or task_head_weights_path"),
+    "limit": (DIGITS, {"train": 100}, "entries"),
     "selection": (DIGITS, "test-last", "key"),
     "seeds": (DIGITS, [4], "key"),
     "data": (SMALL, {"n_train": 13, "n_test": 6}, "entries"),
@@ -87,6 +90,8 @@ CONFIG: dict[str, tuple[dict[str, Any], Any]] = {
     "nesterov": ({**SGD, "momentum": 0.9}, True),
     "weight_decay": (SGD, 0.1),
     "scheduler": (SGD, "cosine"),
+    "head": (SGD, "attention"),
+    "init": (SGD, "normal0.01"),
     "hidden": (SGD, 64),
 }
 STEP, ONE_CYCLE = {"type": "StepLR", "step_size": 2, "gamma": 0.5}, {"type": "OneCycle"}

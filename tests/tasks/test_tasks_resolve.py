@@ -209,7 +209,7 @@ def test_virb2021_is_the_published_procedure(register: Register) -> None:
 
 def test_the_runs_protocol_wins_over_the_tasks() -> None:
     assert one({"task": "digits", "protocol": "virb2021"}, protocol="default").num_epochs == 50
-    with pytest.raises(ConfigError, match="no protocol 'virb2022'; there are default, virb2021"):
+    with pytest.raises(ConfigError, match="no protocol 'virb2022'; there are default, dino-knn, dino-linear, linear-sweep, virb2021"):
         one({"task": "digits"}, protocol="virb2022")
 
 
@@ -231,16 +231,89 @@ def test_data_options_add_to_the_tasks(register: Register) -> None:
     assert one({"task": "mine", "data": {"b": 3, "c": 4}}).data == {"a": 1, "b": 3, "c": 4}
 
 
+def test_not_built_yet() -> None:
+    with pytest.raises(ConfigError, match=r"label\.task  the task NYUDepth is not available yet; virb list tasks shows those that are"):
+        one({"task": "NYUDepth"})
+
+
+# Eval-only
+
+
+def test_an_eval_only_task_has_its_report_role_alone_and_trains_nothing() -> None:
+    task = one({"task": "digits", "heads_from": "other"})
+    assert (task.heads_from, task.heads_path, task.configs, dict(task.task.roles)) == ("other", None, {}, {"report": "test"})
+    task = one({"task": "digits", "task_head_weights_path": "out/%s/a.pt"})
+    assert (task.heads_from, task.heads_path, task.configs, dict(task.task.roles)) == (None, "out/%s/a.pt", {}, {"report": "test"})
+    assert task.scores_heads
+    assert not one({"task": "digits"}).scores_heads
+
+
+@pytest.mark.parametrize("task_id", ["Imagenetv2", "ImagenetA", "ImagenetR", "ImagenetSketch", "ImagenetReaL", "ImagenetC"])
+def test_the_sets_that_score_imagenets_heads(task_id: str) -> None:
+    task = one({"task": task_id})
+    assert (task.heads_from, dict(task.task.roles)) == ("Imagenet", {"report": "test"})
+    assert one({"task": task_id, "task_head_weights_path": "x.pt"}).heads_from is None
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"task": "Pets"}, "label.task  the task Pets is not available yet; virb list tasks shows those that are"),
-        ({"task": "digits", "task_head_weights_path": "out/%s/x.pt"}, "label.task_head_weights_path  scoring the heads"),
+        ({"class_map": {"a": "b"}}, "class_map  says which class of other heads is which; it needs heads_from or task_head_weights_path"),
+        ({"heads_from": "label"}, "heads_from  names this very task"),
+        ({"heads_from": "x", "task_head_weights_path": "y"}, "heads_from  task_head_weights_path gives the heads already"),
+        ({"task": "Imagenetv2", "grid": {"optimizer": "adam", "lr": 1}}, "grid  nothing is trained: the task scores heads of Imagenet"),
+        ({"heads_from": "x", "grid": {"optimizer": "adam", "lr": 1}}, "grid  nothing is trained when heads_from gives the head"),
     ],
 )
-def test_not_built_yet(keys: dict[str, Any], message: str) -> None:
+def test_eval_only_mistakes(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        one(keys)
+        one({"task": "digits", **keys})
+
+
+# Protocols
+
+
+def test_a_limit_is_a_change_of_the_protocol() -> None:
+    task = one({"task": "digits", "limit": {"train": 5}})
+    assert (task.limit, task.changed) == ({"train": 5}, {"limit": {"train": 5}})
+
+
+def test_the_linear_sweep_has_ten_rates_by_weight_decays() -> None:
+    task = one({"task": "digits", "protocol": "linear-sweep"})
+    rates = {config.lr for config in task.configs.values()}
+    decays = {config.weight_decay for config in task.configs.values()}
+    assert (len(rates), len(task.configs)) == (10, 10 * len(decays))
+    assert (task.probe, task.selection, task.views, task.changed) == ("linear", "val", 1, {})
+    assert len(one({"task": "digits", "probe": "mlp", "protocol": "linear-sweep"}).configs) == 40
+
+
+def test_dinos_linear_protocol() -> None:
+    task = one({"task": "digits", "protocol": "dino-linear"})
+    assert (task.features, task.num_epochs, task.batch_size, task.augment, task.views) == ("cls[-4:].flatten", 100, 1024, "crop-flip", 10)
+    assert task.geometry == Geometry((224, 224), "shorter", "center", 0.875, "bicubic")
+    for config in task.configs.values():
+        assert isinstance(config, GradientConfig)
+        assert (config.optimizer, config.momentum, config.weight_decay, config.init) == ("sgd", 0.9, 0.0, "normal0.01")
+        assert config.scheduler is not None
+        assert (config.scheduler.type, config.scheduler.per, config.scheduler.min_lr) == ("cosine", "epoch", 0.0)
+    assert min(config.lr for config in task.configs.values()) == pytest.approx(0.001 * 1024 / 256)
+    assert task.changed == {}
+
+
+@pytest.mark.parametrize("features", ["cls[-4:]", "cls[-4:].flatten", "cls[-1]+tokens[-1].mean", "embedding"])
+def test_dinos_features_are_options_not_changes(features: str) -> None:
+    assert one({"task": "digits", "protocol": "dino-linear", "features": features}).changed == {}
+    assert one({"task": "digits", "protocol": "dino-linear", "views": "fresh"}).changed == {}
+
+
+def test_other_features_and_choices_change_dinos_protocol() -> None:
+    task = one({"task": "digits", "protocol": "dino-linear", "features": "cls[-2:]", "selection": "val"})
+    assert task.changed == {"features": "cls[-2:].flatten", "selection": "val"}
+
+
+def test_dinos_knn_protocol() -> None:
+    task = one({"task": "digits", "protocol": "dino-knn"})
+    assert [(c.k, c.temperature) for c in task.configs.values()] == [(k, 0.07) for k in (10, 20, 100, 200)]
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(options: object) -> int:
-    from virb.cli import catalogue, run
+    from virb.cli import catalogue, data, run
 
     command = getattr(options, "command", COMMANDS[0])
-    calls = {"run": run.run, "check": run.check, "list": catalogue.list_names, "show": catalogue.show}
+    calls = {"run": run.run, "check": run.check, "list": catalogue.list_names, "show": catalogue.show, "data": data.data}
     return calls[command](options)  # type: ignore[arg-type]

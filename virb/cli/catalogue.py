@@ -184,7 +184,13 @@ def task_lines(task: ResolvedTask) -> Iterator[str]:
         ("pre_encode", _text(not task.stream), task.origins.get("pre_encode", "default")),
         ("loss", task.task.loss, own),
         ("metrics", ", ".join(task.task.metrics), own),
-        ("training_configs", str(len(task.configs)), task.origins["training_configs"]),
+        ("training_configs", str(len(task.configs)), task.origins.get("training_configs", "default")),
+    ]
+    values = {"limit": task.limit, "heads_path": task.heads_path, "heads_from": task.heads_from, "class_map": task.class_map}
+    origin = {"limit": task.origins["limit"], "class_map": str(task.places.get("class_map", "default"))}
+    rows += [
+        (key, _pairs(value) if isinstance(value, Mapping) else value or "none", origin.get(key, task.origins["heads"]))
+        for key, value in values.items()
     ]
     yield from columns(rows)
     yield from columns([(name, _config_text(config)) for name, config in task.configs.items()], indent="    ")
@@ -196,6 +202,10 @@ def _role_text(task: ResolvedTask, role: str, split: str) -> str:
     if role == "select" and task.selection != "val":
         return f"none (selection: {task.selection})"
     return f"{split}, or a hold-out of fit where there is none" if role == "select" else split
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items()) or "none"
 
 
 def _config_text(config: BaseModel) -> str:

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import virb
 
-COMMANDS = ("run", "check", "list", "show")
+COMMANDS = ("run", "check", "list", "show", "data")
+DATA_ACTIONS = ("list", "prepare", "verify", "download")
 LISTS = ("tasks", "encoders", "datasets", "probes")
 _YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
 
@@ -19,13 +20,27 @@ EXAMPLES = """examples:
   virb check --experiment_list lists/ --task_configs tasks.yaml
   virb list  tasks
   virb show  digits
+  virb data  prepare Pets --source ~/Downloads
 """
 ABOUT = {
     "run": "Runs every encoder on every task and adds the results to --out. What is done already is not done again.",
     "check": "Plans and verifies a run without running anything: jobs, passes over images, sizes, disk and time, and all mistakes at once.",
     "list": "What there is: tasks, encoders, datasets or probes.",
     "show": "A task with the value of every setting and where it came from.",
+    "data": "What tasks need on disk, and bringing it there.",
 }
+_ABOUT_DATA = {
+    "list": "What each task needs, its size, where it comes from and on which terms, and whether it is there.",
+    "prepare": "Unpacks the official archives to where tasks look for them. Goes on where it was stopped; sources are only read.",
+    "verify": "Compares the data with what was published and decodes every image. Exit code 1 when something is wrong.",
+    "download": "Fetches the data where torchvision can, and checks their md5 sums; says for the others where to get them.",
+}
+_DATA_EXAMPLES = """examples:
+  virb data list
+  virb data list Pets SUN397
+  virb data prepare Pets --source ~/Downloads
+  virb data verify Pets --data_root /data
+"""
 
 
 class UsageError(Exception):
@@ -54,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             near = get_close_matches(str(value), choices, n=1)
-            what = {"command": "command", "what": "list"}.get(action.dest, "/".join(action.option_strings))
+            what = {"command": "command", "what": "list", "action": "data command"}.get(action.dest, "/".join(action.option_strings))
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(choices)}"
             raise UsageError(f"{self.prog}: no {what} {value!r}; {hint}")
 
@@ -90,6 +105,8 @@ def make_parser() -> argparse.ArgumentParser:
     show.add_argument("--protocol", metavar="NAME", help="as for virb run")
     show.add_argument("--seed", type=int, metavar="N", default=0, help="as for virb run")
     show.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    _data_options(_command(commands, "data", "list, prepare, verify or download datasets", _DATA_EXAMPLES))
     return parser
 
 
@@ -97,6 +114,33 @@ def _command(commands: Any, name: str, summary: str, epilog: str | None = None) 
     parser = commands.add_parser(name, help=summary, description=ABOUT[name], epilog=epilog)
     parser.set_defaults(parser=parser)
     return parser
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser, title="actions")
+    for name in DATA_ACTIONS:
+        about = _ABOUT_DATA[name]
+        action = actions.add_parser(name, help=about.partition(". ")[0].rstrip("."), description=about)
+        action.set_defaults(parser=action)
+        if name == "list":
+            action.add_argument("ids", nargs="*", metavar="ID", help="only these tasks or datasets, with all that is known of them")
+        else:
+            action.add_argument("id", metavar="ID", help="a task (Pets) or a dataset (pets)")
+        if name == "prepare":
+            action.add_argument(
+                "--source",
+                nargs="+",
+                type=Path,
+                required=True,
+                metavar="PATH",
+                help="the archives, or folders that have them (3 levels deep)",
+            )
+            action.add_argument("--force", action="store_true", help="go through finished archives again, for files that were lost")
+        if name == "verify":
+            action.add_argument("--quick", action="store_true", help="numbers and pairs only, no image is decoded")
+            action.add_argument("--num_workers", type=int, metavar="N", help="threads that decode (default: one per core)")
+        action.add_argument("--data_root", type=Path, metavar="FOLDER", help="where datasets lie (default: data)")
+        action.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

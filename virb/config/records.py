@@ -156,9 +156,12 @@ class TaskSettings(Strict):
     test_batch_size: Count | None = None
     pre_encode: bool | None = None
     task_head_weights_path: Text | None = None  # a glob; %s stands for the encoder's name
+    heads_from: Text | None = None  # the label whose heads are scored
+    class_map: dict[str, Text] | None = None  # class of this task -> class of the heads, where the names differ
     selection: Literal["val", "test-last", "test-best"] | None = None
     seeds: Annotated[tuple[int, ...] | None, BeforeValidator(_seeds)] = None
     data: dict[str, Any] | None = None
+    limit: dict[str, Count] | None = None  # split -> how many of its samples take part
     features: Annotated[str | tuple[str, ...] | None, BeforeValidator(_features)] = None
     refit: bool | None = None
     train_encoder: bool | None = None
@@ -170,6 +173,20 @@ class TaskSettings(Strict):
     def _one_placeholder(cls, value: str | None) -> str | None:
         if value is not None and value.count("%s") > 1:
             raise ValueError(f"expected at most one %s (the encoder's name), got {describe(value)}")
+        return value
+
+    @field_validator("heads_from")
+    @classmethod
+    def _heads_once(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("task_head_weights_path") is not None:
+            raise ValueError("task_head_weights_path gives the heads already; leave out one of them")
+        return value
+
+    @field_validator("class_map", "limit")
+    @classmethod
+    def _not_empty(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not value:
+            raise ValueError("is empty")
         return value
 
     @field_validator("train_encoder")
@@ -218,8 +235,9 @@ class TaskKeys(TaskSettings):
     def _some_use(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
         if value is not None and not value:
             raise ValueError("is empty")
-        if value is not None and info.data.get("task_head_weights_path") is not None:
-            raise ValueError("nothing is trained when task_head_weights_path gives the head; leave out one of them")
+        for key in ("task_head_weights_path", "heads_from"):
+            if value is not None and info.data.get(key) is not None:
+                raise ValueError(f"nothing is trained when {key} gives the head; leave out one of them")
         return value
 
 

@@ -94,6 +94,8 @@ class GradientConfig(Strict):
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     scheduler: Annotated[SchedulerConfig | None, BeforeValidator(_schedule_by_name), AfterValidator(_no_schedule)] = None
+    head: Literal["concat", "mean", "attention"] = "concat"  # what becomes of the several images of a sample
+    init: Literal["torch", "normal0.01"] = "torch"  # of the weights: as torch.nn.Linear, or N(0, 0.01) with zero biases (DINO)
 
     @field_validator("momentum", "nesterov")
     @classmethod

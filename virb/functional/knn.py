@@ -120,6 +120,7 @@ def vote(
     if weighting == "exp":
         exponent = similarity.double() / temperature
         weight = torch.exp(exponent - exponent[:, :1] if relative else exponent)
+        weight.masked_fill_(torch.isneginf(similarity), 0.0)  # also where a query has no neighbour at all
     elif weighting == "uniform":
         weight = torch.isfinite(similarity).double()
     else:

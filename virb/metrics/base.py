@@ -66,6 +66,9 @@ class Metric:
     ``statistics(prediction, target)`` takes a batch of any size and gives one row per sample. ``values(sums)`` turns sums of shape
     (..., n_groups, S) into numbers of shape (...), NaN where there is nothing to say; the leading axes are bootstrap resamples.
     Values of unit ``%`` are fractions in [0, 1], shown times 100.
+
+    A metric that is no function of sums (average precision) has ``weighted(statistics, weights (N, B))`` instead: B numbers, each of the
+    split in which sample i stands ``weights[i, b]`` times. Its ``values`` raises TypeError.
     """
 
     name: str
@@ -74,15 +77,26 @@ class Metric:
     unit: str
     statistics: Callable[[Any, Any], Statistics]
     values: Callable[[np.ndarray], np.ndarray]
+    weighted: Callable[[Statistics, np.ndarray], np.ndarray] | None = None
 
     def value(self, total: np.ndarray) -> float | None:
         """The number of one split, from ``Statistics.total()``; None where there is nothing to say, never NaN."""
-        number = float(self.values(np.asarray(total, dtype=np.float64)))
-        return number if math.isfinite(number) else None
+        return _known(self.values(np.asarray(total, dtype=np.float64)))
+
+    def of(self, statistics: Statistics) -> float | None:
+        """The number of one split, whichever kind the metric is of; None where there is nothing to say."""
+        if self.weighted is None:
+            return self.value(statistics.total())
+        return _known(self.weighted(statistics, np.ones((len(statistics), 1)))[0])
 
     def score(self, prediction: Any, target: Any) -> float | None:
         """The number of one split, straight from predictions and targets."""
-        return self.value(self.statistics(prediction, target).total())
+        return self.of(self.statistics(prediction, target))
+
+
+def _known(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 _METRICS: dict[str, Metric] = {}
@@ -115,4 +129,5 @@ def find_metric(name: str) -> Metric:
 
 
 def _load_builtin() -> None:
-    importlib.import_module("virb.metrics.classification")
+    for module in ("classification", "multilabel", "regression", "robustness"):
+        importlib.import_module(f"virb.metrics.{module}")

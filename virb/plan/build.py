@@ -22,11 +22,13 @@ from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
 from virb.features.passes import Wanted
 from virb.io import hash_record
-from virb.plan.geometry import choose_geometry, own_geometry, views, with_geometry
+from virb.plan.geometry import choose_geometry, own_geometry, seen_as, with_geometry
+from virb.plan.heads import HeadSource, class_columns, head_sources
 from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
 from virb.plan.measure import Meter
 from virb.plan.samples import Datasets, TaskData
 from virb.plan.units import assemble
+from virb.probes.split import sample_width
 from virb.results.store import conflicts
 from virb.tasks.protocols import PROTOCOLS, no_protocol
 from virb.tasks.resolve import ResolvedTask, canonical, get_probe, resolve_task
@@ -148,14 +150,18 @@ class _Builder:
         except UserError as error:
             return self.add_problem(where, error, f"{config.name}.input")
         self.planned[config.name] = PlannedEncoder(config.name, source_of(config), encoder.spec, dict(config.meta))
-        for task, data in tasks:
+        # Those that train come first, for others may score their heads; after that they stand in the order of the files.
+        order = {f"{config.name}/{task.label}": None for task, _ in tasks}
+        for task, data in sorted(tasks, key=lambda pair: pair[0].scores_heads):
             try:
-                job = self._job(config, encoder, task, data)
+                job = self._score_job(config, encoder, task, data) if task.scores_heads else self._job(config, encoder, task, data)
             except ViRBError as error:
                 name = f'encoder "{config.name}"'
-                self.add_problem(task.place("features"), str(error) if name in str(error) else f"{name}: {error}")
+                key = "task_head_weights_path" if task.heads_path else "heads_from" if task.heads_from else "features"
+                self.add_problem(task.place(key), str(error) if name in str(error) else f"{name}: {error}")
             else:
                 self.jobs[job.id] = job
+        self.jobs |= {name: self.jobs.pop(name) for name in order if name in self.jobs}
 
     def _job(self, config: Config, encoder: Encoder, task: ResolvedTask, data: TaskData) -> Job:
         geometry, source = choose_geometry(self.settings, config, encoder.spec, task)
@@ -165,7 +171,7 @@ class _Builder:
         probe = get_probe(task.probe)
         if probe.shape == "features":
             for role, plan in data.roles.items():
-                seen = [replace(geometry, view=view) for view in views(task, role, self.settings)]
+                seen = seen_as(task, role, geometry, self.settings)
                 roles[role] = replace(plan, entries=tuple(self._entry(encoder, g, task, plan, data) for g in seen))
                 if hasattr(probe, "check_features"):
                     probe.check_features(role, _sample_shape(plan, self.entries[roles[role].entries[0]].row_shape))
@@ -181,6 +187,43 @@ class _Builder:
             classes=data.classes,
             nbytes=sum(self.entries[key].nbytes for plan in roles.values() for key in plan.entries),
             n_samples={role: len(plan.samples.ids) for role, plan in roles.items()},
+        )
+
+    def _score_job(self, config: Config, encoder: Encoder, task: ResolvedTask, data: TaskData) -> Job:
+        """Features are made as the heads know them: request and geometry are those of their training."""
+        if self.settings.keep_heads == "none":
+            raise UserError("--keep_heads none leaves no head to score")
+        trained = [job for job in self.jobs.values() if job.encoder == config.name and not job.heads]
+        sources = head_sources(task, config.name, encoder.spec.encoder_id, trained, self.settings.out)
+        sources = [replace(source, columns=class_columns(task.task, data.classes, source, task.class_map)) for source in sources]
+        first = sources[0]
+        for source in sources[1:]:
+            if (source.request, source.geometry) != (first.request, first.geometry):
+                raise UserError(f"the heads of {first} and {source} were trained on different features; score them in tasks of their own")
+        task = _as_trained(task, first)
+        if first.geometry is None:
+            geometry, origin = choose_geometry(self.settings, config, encoder.spec, task)
+        elif self.settings.input_size:
+            geometry, origin = choose_geometry(self.settings, config, encoder.spec, replace(task, geometry=first.geometry))
+        else:
+            geometry, origin = replace(first.geometry, view=None), f"heads of {first}"
+        encoder.spec.check(task.features)
+        (role, plan), *_ = data.roles.items()
+        roles = {role: replace(plan, entries=(self._entry(encoder, geometry, task, plan, data),))}
+        sample_width(role, _sample_shape(plan, self.entries[roles[role].entries[0]].row_shape))
+        self.lists.update(data.images)
+        return Job(
+            encoder=config.name,
+            key=score_key(self.settings, encoder, task, geometry, data, roles, sources),
+            task=task,
+            request=task.features,
+            geometry=geometry,
+            geometry_from=origin,
+            roles=roles,
+            classes=data.classes,
+            nbytes=self.entries[roles[role].entries[0]].nbytes,
+            n_samples={role: len(plan.samples.ids)},
+            heads=tuple(sources),
         )
 
     def _entry(self, encoder: Encoder, geometry: Geometry, task: ResolvedTask, plan: RolePlan, data: TaskData) -> str:
@@ -258,6 +301,52 @@ def job_key(
             "refit": task.refit,
             "views": task.views,
             "augment": task.augment,
+            "on_bad_image": task.on_bad_image,
+        }
+    )
+
+
+def _as_trained(task: ResolvedTask, source: HeadSource) -> ResolvedTask:
+    """An eval-only task under the name of the protocol that trained the heads, with its own limit as a change of it."""
+    features = task.features if "features" in task.places or source.request is None else source.request
+    if source.protocol is None:
+        return replace(task, features=features)
+    theirs = {("limit of the heads" if key == "limit" else key): value for key, value in source.changed.items()}
+    own = {key: value for key, value in task.changed.items() if key == "limit"}
+    origins = {**task.origins, **({} if features == task.features else {"features": f"heads of {source}"}), "probe": f"heads of {source}"}
+    return replace(
+        task,
+        features=features,
+        probe=source.probe or task.probe,
+        protocol=source.protocol,
+        changed={**theirs, **own},
+        selection=source.selection,
+        origins=origins,
+    )
+
+
+def score_key(
+    settings: RunSettings,
+    encoder: Encoder,
+    task: ResolvedTask,
+    geometry: Geometry,
+    data: TaskData,
+    roles: Mapping[str, RolePlan],
+    sources: Sequence[HeadSource],
+) -> str:
+    """The key of an eval-only job. Heads count by the key of the job that trains them: it is the same before and after their training."""
+    return hash_record(
+        {
+            "format": RESULT_FORMAT,
+            "kind": "score",
+            "encoder": encoder.spec.encoder_id,
+            "geometry": geometry.record(),
+            "normalisation": _normalisation(encoder),
+            "request": task.features,
+            "numerics": settings.numerics.record(),
+            "roles": {role: {"entries": plan.entries, "list": plan.list_id, "samples": data.ids[role]} for role, plan in roles.items()},
+            "task": {"id": task.task.id, "target": task.task.target, "metrics": task.task.metrics},
+            "heads": [{"key": source.key, "columns": source.columns} for source in sources],
             "on_bad_image": task.on_bad_image,
         }
     )

@@ -82,7 +82,8 @@ def _tasks(plan: Plan) -> Iterator[str]:
         held_out = ", select held out of fit" if any(role.held_out for role in job.roles.values()) else ""
         chosen = "" if SELECT in job.roles or FIT not in job.roles else f", selection {job.task.selection}"
         protocol = "" if job.task.protocol == "default" else f", {job.task.protocol}"
-        what = f"{job.task.task.id}, {job.task.probe}, {many(len(job.task.configs), 'config')}{protocol}"
+        how = f"heads of {', '.join(map(str, job.heads))}" if job.heads else f"{job.task.probe}, {many(len(job.task.configs), 'config')}"
+        what = f"{job.task.task.id}, {how}{protocol}"
         rows.append((label, what, f"{counts}{held_out}{chosen}"))
     yield from _aligned(rows)
 

@@ -43,6 +43,13 @@ def with_geometry(task: ResolvedTask, geometry: Geometry, source: str) -> Resolv
     return replace(task, changed={**task.changed, "geometry": f"{geometry_text(geometry)} ({source})"})
 
 
+def seen_as(task: ResolvedTask, role: str, geometry: Geometry, settings: RunSettings) -> list[Geometry]:
+    """The geometry of each view of a role's images; a protocol may resize augmented views in another way."""
+    protocol = PROTOCOLS.get(task.protocol)  # heads may come from a protocol that is no longer there
+    interpolation = (protocol.view_interpolation if protocol else None) or geometry.interpolation
+    return [geometry if view is None else replace(geometry, view=view, interpolation=interpolation) for view in views(task, role, settings)]
+
+
 def views(task: ResolvedTask, role: str, settings: RunSettings) -> list[View | None]:
     """Only training data is augmented; view v of an image is the same crop for every encoder and run."""
     if role != FIT or task.augment == "none":

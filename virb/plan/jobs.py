@@ -14,6 +14,7 @@ from virb.encoders.base import EncoderSpec
 from virb.features.cache import EntryRecord
 from virb.features.passes import Numerics, Wanted
 from virb.plan.graph import Unit
+from virb.plan.heads import HeadSource
 from virb.tasks.resolve import ResolvedTask
 
 
@@ -99,6 +100,7 @@ class RolePlan:
     list_id: str
     entries: tuple[str, ...]  # empty for probes that run the encoder themselves
     held_out: bool = False  # the selection samples are drawn from those of fit
+    limited: tuple[int, ...] | None = None  # which of the split's samples these are, where ``limit`` leaves some out
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Job:
     classes: tuple[str, ...] | None
     nbytes: int  # of its features in storage precision
     n_samples: Mapping[str, int]
+    heads: tuple[HeadSource, ...] = ()  # of an eval-only job: what it scores
 
     @property
     def label(self) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from virb.data.datasets import load_dataset
+from virb.data.datasets import dataset_names, load_dataset, needs_root
 from virb.data.images import Dataset, ImageList, Samples
 from virb.errors import UserError, ViRBError
 from virb.io import hash_record
 from virb.plan.jobs import RolePlan
+from virb.plan.limit import Limited, limit_split
 from virb.probes.base import FIT, REPORT_UNLABELLED, SELECT, is_labelled
 from virb.tasks.resolve import ResolvedTask
 
@@ -40,34 +41,46 @@ class Datasets:
     def task_data(self, task: ResolvedTask) -> TaskData:
         """UserError when the dataset, a split or a target is not there."""
         dataset = self._dataset(task)
+        splits = {split for role, split in task.task.roles.items() if not (role == SELECT and task.selection != "val")}
+        unknown = sorted(set(task.limit) - set(dataset.samples))
+        if unknown:
+            raise UserError(f"limit: the dataset {dataset.name} has no split {unknown[0]!r} (it has: {', '.join(dataset.samples)})")
+        unused = sorted(set(task.limit) - splits)
+        if unused:
+            raise UserError(f"limit: this task makes no use of the split {unused[0]!r}, only of {', '.join(sorted(splits))}")
         roles: dict[str, RolePlan] = {}
+        images: dict[str, ImageList] = {}
+        limited = {split: limit_split(dataset, split, count, task.task.target) for split, count in task.limit.items()}
         for role, split in task.task.roles.items():
             if role == SELECT and task.selection != "val":
                 continue  # this protocol chooses on the reported split
             held_out = role == SELECT and split not in dataset.samples and FIT in task.task.roles
-            roles[role] = _role(task, dataset, role, task.task.roles[FIT] if held_out else split, held_out)
+            plan = _role(task, dataset, role, task.task.roles[FIT] if held_out else split, held_out, limited)
+            roles[role] = plan
+            part = limited.get(plan.split)
+            images[plan.list_id] = dataset.lists[plan.samples.images] if part is None else part.images
         target = task.task.target
         return TaskData(
             roles=roles,
-            images={plan.list_id: dataset.lists[plan.samples.images] for plan in roles.values()},
+            images=images,
             ids={role: samples_id(plan.samples, target if _has_target(role) else None) for role, plan in roles.items()},
             classes=dataset.classes.get(target),
         )
 
     def _dataset(self, task: ResolvedTask) -> Dataset:
         options = dict(task.data)
-        root = self._root(options.pop("root", None))
         name = task.task.dataset
+        root = self._root(name, options.pop("root", None))
         key = hash_record({"name": name, "root": str(root), "options": options})
         if key not in self._known:
             self.tell(f"reading dataset {name}")
             self._known[key] = _load(name, root, options)
         return self._known[key]
 
-    def _root(self, given: str | None) -> Path | None:
-        """A relative root lies below --data_root, or else below the current folder."""
+    def _root(self, name: str, given: str | None) -> Path | None:
+        """A relative root lies below --data_root, or else below the current folder; what lies in files is sought below --data_root."""
         if given is None:
-            return None
+            return self.data_root if name in dataset_names() and needs_root(name) else None
         root = Path(given).expanduser()
         if root.is_absolute():
             return root
@@ -94,7 +107,7 @@ def _load(name: str, root: Path | None, options: Mapping[str, Any]) -> Dataset:
     return dataset
 
 
-def _role(task: ResolvedTask, dataset: Dataset, role: str, split: str, held_out: bool) -> RolePlan:
+def _role(task: ResolvedTask, dataset: Dataset, role: str, split: str, held_out: bool, limited: Mapping[str, Limited | None]) -> RolePlan:
     if split not in dataset.samples:
         raise UserError(f"the dataset {dataset.name} has no split {split!r} (it has: {', '.join(dataset.samples)})")
     samples = dataset.samples[split]
@@ -103,6 +116,9 @@ def _role(task: ResolvedTask, dataset: Dataset, role: str, split: str, held_out:
         raise UserError(f"split {split} of {dataset.name} has no target {task.task.target!r} (it has: {has})")
     if len(samples) == 0:
         raise UserError(f"split {split} of {dataset.name} (role {role}) has no samples")
+    part = limited.get(split)
+    if part is not None:
+        return RolePlan(split, part.samples, part.images.identity(), (), held_out, part.indices)
     return RolePlan(split, samples, dataset.lists[samples.images].identity(), (), held_out)
 
 

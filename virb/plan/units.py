@@ -184,11 +184,13 @@ def _largest(pairs: Iterable[tuple[Any, float]]) -> dict[Any, float]:
 def _job_unit(job: Job, entries: Mapping[str, Entry], settings: RunSettings) -> Unit:
     keys = tuple(dict.fromkeys(key for plan in job.roles.values() for key in plan.entries))
     streamed = any(entries[key].streamed for key in keys)
+    # Heads that this run trains are waited for; those of an earlier run have no maker here, and are there.
+    heads = tuple(f"result {source.job_id}" for source in job.heads if source.job_id)
     return Unit(
-        kind="stream" if streamed or not keys else "probe",
+        kind="score" if job.heads else "stream" if streamed or not keys else "probe",
         key=f"job {job.id}",
         title=f"{job.encoder} x {job.label}",
-        inputs=tuple(key for key in keys if not entries[key].streamed),
+        inputs=(*(key for key in keys if not entries[key].streamed), *heads),
         outputs=(f"result {job.id}",),
         cost=_JOB_SECONDS + _head_seconds(job, entries, settings) + _stream_seconds(job, entries),
         payload=job.id,

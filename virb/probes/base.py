@@ -97,8 +97,8 @@ class Context:
 class Predictions:
     """Per-sample predictions on a role; scores for classification (N x C), or one entry per sample when ragged.
 
-    Predictions too large to keep (dense maps) may be scored by the probe batch by batch: then ``values`` is None and ``statistics`` has
-    those of every metric, by its name.
+    Predictions too large to keep (dense maps, scores of many classes) may be scored by the probe batch by batch: then ``statistics`` has
+    those of every metric, by its name, and ``values`` is None or the class numbers.
     """
 
     values: Any
@@ -138,9 +138,10 @@ class Outcome:
 
     runs: list[Run]
     chosen: str
-    index_lists: dict[str, list[int]] = field(default_factory=dict)  # hold-outs and draws, stored with the result
-    selected_on: str = "val"
+    index_lists: dict[str, list[int]] = field(default_factory=dict)  # hold-outs and draws (positions in ``fit``), stored with the result
+    selected_on: str = "val"  # "none": no config was preferred to another by any number
     notes: list[str] = field(default_factory=list)
+    draws: bool = False  # runs are draws of the fit samples, not seeds of one training: intervals are over draws x units
 
 
 class ProbeConfig(BaseModel):
@@ -221,5 +222,5 @@ def find_probe(name: str) -> Any:
 
 
 def _load_builtin() -> None:
-    for module in ("virb.probes.linear",):
-        importlib.import_module(module)
+    for module in ("linear", "knn", "logistic", "ncm", "fewshot", "lowshot"):
+        importlib.import_module(f"virb.probes.{module}")

@@ -6,24 +6,24 @@ Reads top to bottom: what is fitted, selected and reported on; the grid of every
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
 from virb.config.training import GradientConfig, MlpConfig
-from virb.errors import UserError, ViRBError
+from virb.errors import ViRBError
 from virb.metrics.base import find_metric
-from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, register_probe
+from virb.probes.base import FIT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, register_probe
 from virb.probes.grid import Recipe, Record, Trained, train_grid
-from virb.probes.heads import HeadShape, Stack, apply_head
+from virb.probes.heads import HeadShape, Stack, apply_head, with_images
 from virb.probes.losses import find_loss
-from virb.probes.selection import choose, hold_out, over_seeds
-from virb.probes.split import Split, check_finite, join, make_split, sample_width
+from virb.probes.prepare import prepare
+from virb.probes.selection import choose, over_seeds
+from virb.probes.split import Split, join, n_images, sample_width
 
 
 class GradientProbe:
@@ -42,10 +42,14 @@ class GradientProbe:
         sample_width(role, shape)
 
     def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
-        data = _prepare(roles, settings, context.device)
+        data = prepare(roles, settings, context.device)
         primary = find_metric(settings.metrics[0])
         configs = {name: config for name, config in settings.configs.items() if isinstance(config, GradientConfig)}
-        shapes = {name: HeadShape(data.width, data.n_outputs, self.hidden(config)) for name, config in configs.items()}
+        images = n_images(roles[FIT].features.shape)
+        shapes = {
+            name: HeadShape(data.width, data.n_outputs, self.hidden(config), images, "concat" if images == 1 else config.head, config.init)
+            for name, config in configs.items()
+        }
         recipe = Recipe(
             epochs=settings.num_epochs,
             batch_size=settings.batch_size,
@@ -87,6 +91,7 @@ class GradientProbe:
                 outcomes[chosen].head = head
                 outcomes[chosen].notes.append(f"trained again on fit + select ({len(everything):,} samples) for {epochs} epochs")
             for name, outcome in outcomes.items():
+                outcome.head = None if outcome.head is None else with_images(outcome.head, shapes[name])
                 # Under test-* every config is scored, that is what these modes are; otherwise the chosen one alone, once.
                 if data.report is not None and outcome.head is not None and (name == chosen or settings.selection != "val"):
                     outcome.report = predict(outcome.head, data.report, settings.test_batch_size, settings.loss)
@@ -96,7 +101,7 @@ class GradientProbe:
 
 @register_probe
 class LinearProbe(GradientProbe):
-    """One Linear layer; the images of a sample are concatenated in order."""
+    """One Linear layer; the images of a sample are concatenated in order unless ``head`` says otherwise."""
 
     name: ClassVar[str] = "linear"
     Config: ClassVar[type[BaseModel]] = GradientConfig
@@ -104,7 +109,8 @@ class LinearProbe(GradientProbe):
 
 @register_probe
 class MlpProbe(GradientProbe):
-    """Linear, ReLU, Linear; the images of a sample are concatenated in order (ViRB 2021's head of motion tasks)."""
+    """Linear, ReLU, Linear; the images of a sample are concatenated in order unless ``head`` says otherwise (ViRB 2021's head of motion
+    tasks)."""
 
     name: ClassVar[str] = "mlp"
     Config: ClassVar[type[BaseModel]] = MlpConfig
@@ -124,70 +130,6 @@ def predict(head: Stack, split: Split, batch_size: int, loss: str) -> Prediction
             part = find_loss(loss).values(batch[:, None], split.targets[positions.to(split.targets.device)]).sum(dtype=torch.float64)
             total = part if total is None else total + part
     return Predictions(torch.cat(outputs).cpu().numpy(), None if total is None else float(total) / len(split))
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What is fitted on, what epochs and configs are chosen on (the report samples under test-*), and what is reported."""
-
-    fit: Split
-    score: Split
-    report: Split | None
-    width: int
-    n_outputs: int
-    index_lists: dict[str, list[int]]
-    selected_on: str
-    notes: list[str]
-
-
-def _prepare(roles: Mapping[str, RoleData], settings: Settings, device: torch.device) -> _Data:
-    if FIT not in roles:
-        raise ViRBError("this probe needs samples to fit on, but the task has none")
-    if settings.refit and settings.selection != "val":
-        raise UserError(f"refit: true trains again on fit + select, but selection: {settings.selection} has no select samples")
-    if settings.selection != "val" and REPORT not in roles:
-        raise ViRBError(f"selection: {settings.selection} chooses on the report samples, but the task has none")
-    if settings.n_classes is None or settings.n_classes < 2:
-        raise ViRBError(f"{settings.loss} needs at least two classes, but the task has {settings.n_classes or 'none'}")
-    n_outputs, loss = settings.n_classes, find_loss(settings.loss)
-    used = [FIT, *([SELECT] if settings.selection == "val" and SELECT in roles else []), *([REPORT] if REPORT in roles else [])]
-    widths: dict[str, int] = {}
-    targets: dict[str, Tensor | None] = {}
-    for role in used:
-        if not len(roles[role]):
-            raise ViRBError(f"there are no {role} samples")
-        widths[role] = sample_width(role, roles[role].features.shape)
-        targets[role] = None if roles[role].targets is None else loss.check(roles[role].targets, n_outputs, role)
-    if len(set(widths.values())) > 1:
-        raise ViRBError("features differ in size between roles: " + ", ".join(f"{role} {width}" for role, width in widths.items()))
-    fit_targets = targets[FIT]
-    if fit_targets is None:
-        raise ViRBError("the fit samples have no targets")
-
-    fit_classes = torch.unique(fit_targets)
-    if len(fit_classes) < 2:
-        raise ViRBError(f"all {len(roles[FIT]):,} fit samples are of class {int(fit_classes[0])}; a head needs at least two classes")
-    absent = n_outputs - len(fit_classes)
-    notes = [f"{absent} of {n_outputs} classes have no fit sample"] if absent else []
-
-    index_lists: dict[str, list[int]] = {}
-    chosen: np.ndarray | None = None
-    report = make_split(REPORT, roles[REPORT], targets[REPORT], device) if REPORT in roles else None
-    selected_on: str = settings.selection
-    if settings.selection != "val" and report is not None:
-        score = report
-    elif SELECT in roles:
-        score = make_split(SELECT, roles[SELECT], targets[SELECT], device)
-    else:
-        chosen, held = hold_out(fit_targets.numpy(), roles[FIT].units)
-        index_lists["select"] = held.tolist()
-        score, selected_on = make_split(SELECT, roles[FIT], fit_targets, device, held), "hold-out"
-    fit = make_split(FIT, roles[FIT], fit_targets, device, chosen)
-    if score.targets is None:
-        raise ViRBError(f"the {score.name} samples have no targets to choose by")
-    for split in {s.name: s for s in (fit, score, report) if s is not None}.values():
-        check_finite(split)
-    return _Data(fit, score, report, widths[FIT], n_outputs, index_lists, selected_on, notes)
 
 
 class _Trainings:

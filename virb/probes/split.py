@@ -77,6 +77,11 @@ def sample_width(role: str, shape: tuple[int, ...] | None) -> int:
     return int(np.prod(shape))
 
 
+def n_images(shape: tuple[int, ...] | None) -> int:
+    """How many images a sample has, from the shape of its features, which are a vector per image."""
+    return shape[0] if shape is not None and len(shape) == 2 else 1
+
+
 _REDUCTIONS = "features: tokens[-1].mean, tokens[-1].max, tokens[-1].gem(4), or embedding"
 
 

@@ -1,7 +1,8 @@
 """Metrics of K heads at once, summed on the device over a whole split: the host reads a few numbers once per epoch.
 
 The definitions are those of ``virb.metrics`` (a tie goes to the lower class); the built-in accuracies are counted here without leaving the
-device, any other metric is summed on the host from its own statistics, batch by batch.
+device, any other metric is summed on the host from its own statistics, batch by batch; of one that is no function of sums the statistics
+themselves are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from virb.metrics.base import Metric, find_metric
+from virb.metrics.base import Metric, Statistics, find_metric
 
 _TOP_K = {"top1": 1, "top5": 5}
 _BY_CLASS = "mean_class_accuracy"
@@ -41,6 +42,7 @@ class Tally:
         self._host: dict[str, list[np.ndarray | float]] = {
             metric.name: [0.0] * n_heads for metric in self.metrics if metric.name not in _TOP_K and metric.name != _BY_CLASS
         }
+        self._kept: dict[str, list[list[Statistics]]] = {m.name: [[] for _ in range(n_heads)] for m in self.metrics if m.weighted}
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Adds a batch: outputs (B, K, C), targets (B,)."""
@@ -56,7 +58,11 @@ class Tally:
             if metric.name in self._host:
                 sums = self._host[metric.name]
                 for head in range(outputs.shape[1]):
-                    sums[head] = sums[head] + metric.statistics(outputs[:, head], targets).total()
+                    statistics = metric.statistics(outputs[:, head], targets)
+                    if metric.weighted is not None:
+                        self._kept[metric.name][head].append(statistics)
+                    else:
+                        sums[head] = sums[head] + statistics.total()
 
     def sums(self) -> list[Tensor]:
         """What is on the device, to be read together with other numbers; ``values`` takes what was read."""
@@ -71,6 +77,10 @@ class Tally:
             if metric.name in hits:
                 counted = hits[metric.name]
                 sums = np.stack([counted, np.full_like(counted, self._samples)], -1)[:, None]
+            elif metric.name in self._kept:
+                whole = [metric.of(Statistics.concatenate(parts)) if parts else None for parts in self._kept[metric.name]]
+                result[metric.name] = np.array([np.nan if value is None else value for value in whole])
+                continue
             elif metric.name in self._host:
                 sums = np.stack([np.asarray(total) for total in self._host[metric.name]])
             else:

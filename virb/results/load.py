@@ -14,6 +14,7 @@ import pandas as pd
 
 from virb.errors import UserError, ViRBError
 from virb.metrics.base import find_metric
+from virb.results.reference import reference_of
 from virb.results.samples import read_samples
 from virb.results.schema import Job, MetricRecord, SurfaceRow, validate
 from virb.results.store import RESULTS, RUNS, SAMPLES, job_files
@@ -25,7 +26,9 @@ COLUMNS = {
     "ci_low": "float64", "ci_high": "float64", "unit": "str", "higher_is_better": "boolean", "select_value": "float64",
     "select_loss": "float64", "train_value": "float64", "train_loss": "float64", "test_loss": "float64", "epoch": "Int64",
     "diverged": "boolean", "n_samples": "Int64", "n_units": "Int64", "n_classes": "Int64", "seeds": "object", "n_params": "Int64",
-    "embed_dim": "Int64", "encoder_id": "str", "encoder_source": "str", "virb_version": "str", "finished": "str",
+    "embed_dim": "Int64",
+    "reference": "float64", "reference_difference": "float64", "reference_tolerance": "float64", "reference_source": "str",
+    "encoder_id": "str", "encoder_source": "str", "virb_version": "str", "finished": "str",
 }  # fmt: skip
 VIRB_2021_KEYS = {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
 
@@ -90,7 +93,22 @@ def _job_rows(job: Job, all_configs: bool, all_metrics: bool) -> Iterator[dict[s
         if not (chosen or all_configs):
             continue
         for metric in reported:
-            yield {**common, "config": config, "chosen": chosen, **_config_numbers(runs), **_metric_numbers(metric, runs, chosen)}
+            numbers = {**_config_numbers(runs), **_metric_numbers(metric, runs, chosen)}
+            yield {**common, "config": config, "chosen": chosen, **numbers, **(_reference(job, metric) if chosen else {})}
+
+
+def _reference(job: Job, metric: MetricRecord) -> dict[str, Any]:
+    """The published number of the chosen config's, where there is one."""
+    found = reference_of(job, metric.name)
+    if found is None:
+        return {}
+    difference = None if metric.value is None else metric.value - found.value
+    return {
+        "reference": found.value,
+        "reference_difference": difference,
+        "reference_tolerance": found.tolerance,
+        "reference_source": found.source,
+    }
 
 
 def _protocol_name(job: Job) -> str:
@@ -200,7 +218,8 @@ def _item_rows(root: Path, job: Job) -> Iterator[pd.DataFrame]:
                 metric = find_metric(name)
             except KeyError:  # a user's own, whose module is not loaded here
                 continue
-            table[name] = metric.values(runs[run].values[:, None, :].astype(np.float64))
+            if metric.weighted is None:  # one that is no function of sums says nothing of a single sample
+                table[name] = metric.values(runs[run].values[:, None, :].astype(np.float64))
         yield pd.DataFrame(table)
 
 

@@ -62,6 +62,10 @@ class TrainingConfigResult(Record):
     select_accuracy: Number = None
     test_loss: Number = Field(None, description="null where the protocol does not score this config")
     test_accuracy: Number = Field(None, description="null where the protocol does not score this config")
+    test_ci_low: Number = Field(
+        None, description="95 % interval of test_accuracy; null under test-*, where it belongs to the chosen config"
+    )
+    test_ci_high: Number = None
     metrics: dict[str, dict[str, Number]] = Field(default_factory=dict, description="all metrics by role: fit, select, report")
     chosen: bool = False
     diverged: bool = False
@@ -95,6 +99,7 @@ class TaskInfo(Record):
     probe: str
     features: list[str] = Field(default_factory=list, description="canonical requests")
     n_classes: int | None = None
+    classes: list[str] | None = Field(None, description="names of the classes, in the order of a head's outputs")
     roles: dict[str, RoleInfo] = Field(default_factory=dict)
     image_list_ids: dict[str, str] = Field(default_factory=dict, description="by name of the image list")
 

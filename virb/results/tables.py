@@ -82,7 +82,15 @@ def _measure(rows: pd.DataFrame) -> str:
 
 
 def _cell(row: pd.Series) -> str:
-    return format_value(row["value"], row["ci_low"], row["ci_high"], None if pd.isna(row["unit"]) else row["unit"])
+    """``76.8 ±0.4``, and beside a published number what it is and how far this one is from it; ``!`` where that is beyond its tolerance."""
+    unit = None if pd.isna(row["unit"]) else row["unit"]
+    text = format_value(row["value"], row["ci_low"], row["ci_high"], unit)
+    difference = row.get("reference_difference")
+    if difference is None or _unknown(difference):
+        return text
+    scale, decimals = (100.0, 1) if unit == "%" else (1.0, 3)
+    published = f"published {scale * row['reference']:.{decimals}f}, {scale * difference:+.{decimals}f}"
+    return f"{text} ({published}{'' if abs(difference) <= row['reference_tolerance'] else '!'})"
 
 
 def _unknown(number: float | None) -> bool:

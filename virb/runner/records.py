@@ -40,6 +40,7 @@ class JobFacts:
     bad_samples: list[str] = field(default_factory=list)
     chosen_samples: dict[str, np.ndarray] = field(default_factory=dict)  # role -> indices of the samples that took part
     index_lists: dict[str, list[int]] = field(default_factory=dict)
+    heads: list[dict[str, Any]] = field(default_factory=list)  # of an eval-only job: which files, with their hashes
     timings: list[schema.Timing] = field(default_factory=list)
 
     def stage(self, name: str, began: float, items: int | None = None) -> None:
@@ -68,16 +69,17 @@ def write_outcome(facts: JobFacts, outcome: Outcome) -> str:
     if len(chosen) != len(outcome.runs):
         raise ViRBError(f"the probe {task.probe} gave no predictions of its chosen config {outcome.chosen} on {plan.split}")
     units = plan.samples.units[samples]
-    numbers = [_metric_record(m, [c[m.name] for c in chosen], units, role, primary=i == 0) for i, m in enumerate(metrics)]
+    numbers = [_metric_record(m, [c[m.name] for c in chosen], units, role, i == 0, outcome.draws) for i, m in enumerate(metrics)]
     facts.stage("metrics", began, len(samples))
     record = _job_record(facts, outcome, scored, metrics, numbers)
-    configs = [_config_record(facts, outcome, scored, metrics, name) for name in task.configs]
+    configs = [_config_record(facts, outcome, scored, metrics, name, units) for name in task.configs]
     heads = {name: config.head for name, config in outcome.runs[0].configs.items() if config.head is not None}
+    one_class = not isinstance(targets, np.ndarray) or targets.ndim == 1
     arrays = SampleArrays(
         sample_id=plan.samples.ids[samples],
         unit_id=units,
         target=targets if isinstance(targets, np.ndarray) else None,
-        prediction=_stack([run.configs[outcome.chosen].report for run in outcome.runs], len(job.classes or ())),
+        prediction=_stack([run.configs[outcome.chosen].report for run in outcome.runs], len(job.classes or ()), one_class),
         statistics={m.name: [c[m.name] for c in chosen] for m in metrics},
     )
     keep: Any = facts.context.settings.keep_heads
@@ -107,8 +109,8 @@ def _score(probe: str, metrics: list[Metric], predictions: Predictions, targets:
     return found
 
 
-def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, role: Any, primary: bool) -> schema.MetricRecord:
-    found = estimate(metric, runs, units)
+def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, role: Any, primary: bool, draws: bool) -> schema.MetricRecord:
+    found = estimate(metric, runs, units, draws=draws)
     return schema.MetricRecord(
         name=metric.name,
         value=found.value,
@@ -123,7 +125,7 @@ def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, ro
     )
 
 
-def _stack(predictions: list[Predictions | None], n_classes: int) -> np.ndarray | None:
+def _stack(predictions: list[Predictions | None], n_classes: int, one_class: bool) -> np.ndarray | None:
     """(R, N): the arg max of class scores; (R, N, ...) of any other array; None for what has no such form (lists, ragged values)."""
     rows = []
     for prediction in predictions:
@@ -131,13 +133,14 @@ def _stack(predictions: list[Predictions | None], n_classes: int) -> np.ndarray 
         values = values.numpy() if isinstance(values, torch.Tensor) else values
         if not isinstance(values, np.ndarray) or values.dtype.hasobject:
             return None
-        scores = values.ndim == 2 and values.shape[1] == n_classes and np.issubdtype(values.dtype, np.floating)
+        # Beside one class number per sample stands the arg max; beside labels of all classes, or numbers, the scores themselves.
+        scores = one_class and values.ndim == 2 and values.shape[1] == n_classes and np.issubdtype(values.dtype, np.floating)
         rows.append(values.argmax(axis=1) if scores else values)
     return np.stack(rows)
 
 
 def _values(metrics: list[Metric], statistics: Mapping[str, Statistics] | None) -> dict[str, float | None]:
-    return {m.name: m.value(statistics[m.name].total()) for m in metrics} if statistics else {}
+    return {m.name: m.of(statistics[m.name]) for m in metrics} if statistics else {}
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -146,7 +149,12 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _config_record(
-    facts: JobFacts, outcome: Outcome, scored: Mapping[tuple[int, str], dict[str, Statistics]], metrics: list[Metric], name: str
+    facts: JobFacts,
+    outcome: Outcome,
+    scored: Mapping[tuple[int, str], dict[str, Statistics]],
+    metrics: list[Metric],
+    name: str,
+    units: np.ndarray,
 ) -> schema.TrainingConfigResult:
     job = facts.job
     found: list[ConfigOutcome] = [run.configs[name] for run in outcome.runs]
@@ -156,6 +164,10 @@ def _config_record(
     for role, values in (("fit", [c.train_metrics for c in found]), ("select", [c.select_metrics for c in found]), ("report", report)):
         by_role[role] = {m.name: _mean([v.get(m.name) for v in values]) for m in metrics if any(m.name in v for v in values)}
     epochs = {c.epoch for c in found}
+    runs = [scored[run.seed, name][primary.name] for run in outcome.runs if (run.seed, name) in scored]
+    # Draws of few shots: each shot count is a result of its own. Under test-* the many numbers beside the chosen one are a surface.
+    is_result = len(runs) == len(found) and (job.task.selection == "val" or outcome.draws)
+    interval = estimate(primary, runs, units, draws=outcome.draws) if is_result else None
     return schema.TrainingConfigResult(
         encoder=job.encoder,
         label=job.label,
@@ -171,6 +183,8 @@ def _config_record(
         select_accuracy=by_role["select"].get(primary.name),
         test_loss=_mean([c.report.loss if c.report else None for c in found]),
         test_accuracy=by_role["report"].get(primary.name),
+        test_ci_low=interval.ci_low if interval else None,
+        test_ci_high=interval.ci_high if interval else None,
         metrics=by_role,
         chosen=name == outcome.chosen,
         diverged=any(c.diverged for c in found),
@@ -256,10 +270,11 @@ def _skeleton(facts: JobFacts, status: Any) -> schema.Job:
             probe=task.probe,
             features=[job.request],
             n_classes=len(job.classes) if job.classes else None,
+            classes=list(job.classes) if job.classes else None,
             roles=roles,
             image_list_ids={plan.samples.images: plan.list_id for plan in job.roles.values()},
         ),
-        protocol=_card(job),
+        protocol=_card(facts),
         selection=task.selection,
         bad_images=schema.BadImages(count=len(facts.bad_samples), ids=facts.bad_samples[:100]),
         streamed=facts.streamed,
@@ -301,9 +316,19 @@ def _jsonable(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def _card(job: Job) -> schema.ProtocolCard:
+def _logits(job: Job) -> str:
+    """Which outputs of the heads take part."""
+    columns, classes = job.heads[0].columns, job.heads[0].classes
+    if columns is None or classes is None:
+        return "all outputs of the heads, in their order"
+    if len(columns) == len(classes):
+        return f"all {len(classes):,} classes of the heads, matched by name"
+    return f"restricted to the {len(columns):,} classes of this task among the {len(classes):,} of the heads, matched by name"
+
+
+def _card(facts: JobFacts) -> schema.ProtocolCard:
     """Everything that decided the number besides weights and data, with who set it."""
-    task = job.task
+    job, task = facts.job, facts.job.task
     values: dict[str, tuple[Any, str]] = {
         "geometry": (job.geometry.record(), job.geometry_from),
         "features": (job.request, task.origins.get("features", "")),
@@ -311,7 +336,16 @@ def _card(job: Job) -> schema.ProtocolCard:
         "metrics": (list(task.task.metrics), f"task {task.task.id}"),
         "loss": (task.task.loss, f"task {task.task.id}"),
     }
-    for key in ("probe", "num_epochs", "batch_size", "test_batch_size", "selection", "seeds", "refit", "views", "augment", "on_bad_image"):
+    if task.limit:
+        values["limit"] = (dict(task.limit), task.origins.get("limit", ""))
+    keys: tuple[str, ...] = ("num_epochs", "batch_size", "selection", "seeds", "refit", "views", "augment")
+    if job.heads:
+        keys = ("selection",)
+        origin = task.origins.get("heads", "")
+        values["heads"] = (facts.heads, origin)
+        values["logits"] = (_logits(job), origin)
+        values["training_configs"] = (list(task.configs), origin)
+    for key in ("probe", *keys, "test_batch_size", "on_bad_image"):
         values[key] = (_jsonable(getattr(task, key)), task.origins.get(key, ""))
     return schema.ProtocolCard(
         name=task.protocol,

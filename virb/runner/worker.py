@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from virb.io import make_folder
 from virb.metrics.base import find_metric
 from virb.plan.graph import Unit, UnitReport
 from virb.plan.jobs import Job, PassWork, RolePlan, RunContext
-from virb.probes.base import FIT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, is_labelled
+from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, is_labelled
 from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, usable_samples
+from virb.probes.score import score_heads
 from virb.probes.selection import hold_out
 from virb.results.environment import utc_now
 from virb.runner.curves import Curves
 from virb.runner.devices import available_cores, set_up
+from virb.runner.heads import given_heads
 from virb.runner.records import JobFacts, report_role, write_outcome
 from virb.tasks.resolve import get_probe
 
@@ -110,11 +113,19 @@ class _Doer:
         curves = Curves(settings.out, job.encoder, job.label, list(job.task.configs))
         facts = JobFacts(job, self.context, str(self.device), started)
         context = Context(self.device, scratch, tell, curves.add)
-        probe = get_probe(job.task.probe)()
+        probe = None if job.heads else get_probe(job.task.probe)()
         try:
             chosen = self._usable(job, facts)
             probe_settings = _settings(job)
-            if probe.shape == "features":
+            if probe is None:
+                roles = self._roles(job, chosen, facts)
+                facts.stage("read features", began)
+                began = time.perf_counter()
+                heads, facts.job, facts.heads = given_heads(job)
+                outcome = score_heads(roles[REPORT], heads, replace(probe_settings, seeds=facts.job.task.seeds), context)
+                if outcome.selected_on != "val":
+                    facts.job = replace(facts.job, task=replace(facts.job.task, selection=outcome.selected_on))
+            elif probe.shape == "features":
                 roles = self._roles(job, chosen, facts)
                 facts.stage("read features", began)
                 began = time.perf_counter()
@@ -154,12 +165,14 @@ class _Doer:
             facts.bad_samples += [str(i) for i in plan.samples.ids[left_out]] if not plan.held_out else []
             if not len(chosen[role]):
                 raise ViRBError(f"{job.label}: no sample of split {plan.split} is left, none of its images could be decoded")
+            if plan.limited is not None and not plan.held_out:
+                facts.index_lists[f"limit-{plan.split}"] = list(plan.limited)
         facts.chosen_samples = chosen
         if SELECT in job.roles and job.roles[SELECT].held_out:
             samples, pool = job.roles[SELECT].samples, chosen[FIT]
             fit, select = hold_out(_class_targets(samples.targets[job.task.task.target], pool), samples.units[pool], seed=0)
             chosen[FIT], chosen[SELECT] = pool[fit], pool[select]
-            facts.index_lists["select"] = chosen[SELECT].tolist()
+            facts.index_lists["select"] = in_the_split(job.roles[SELECT], chosen[SELECT])
         return chosen
 
     def _roles(self, job: Job, chosen: dict[str, np.ndarray], facts: JobFacts) -> dict[str, RoleData]:
@@ -224,6 +237,11 @@ class _Doer:
             context.progress("predicting", done + 1, len(chosen))
         name = next(iter(settings.configs))
         return Outcome([Run(settings.seeds[0], {name: ConfigOutcome(name, report=Predictions(values))}, name)], name, selected_on="none")
+
+
+def in_the_split(plan: RolePlan, chosen: np.ndarray) -> list[int]:
+    """Samples of a role as numbers in the whole split, also where a limit leaves some out."""
+    return chosen.tolist() if plan.limited is None else [plan.limited[i] for i in chosen.tolist()]
 
 
 def _visible_target(job: Job, role: str) -> str | None:

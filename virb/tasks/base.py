@@ -42,6 +42,8 @@ class Task:
     geometry: Geometry | None = None  # where the task fixes it
     options: Mapping[str, Any] = field(default_factory=dict)  # passed to the dataset
     defaults: Mapping[str, Any] = field(default_factory=dict)  # YAML keys (num_epochs ...), below the protocol's
+    heads_from: str | None = None  # an eval-only task: the id of the task whose heads it scores
+    head_classes: str | None = None  # ``module:function`` that gives the classes of such heads where no record of their training does
     about: str = ""
     available: bool = True  # False: the id is known and reserved, the task is not built yet
 

@@ -12,6 +12,7 @@ from virb.tasks.base import Kind, Task, register_task
 
 _TOP = ("top1", "top5")
 _MEAN = ("mean_class_accuracy", "top1")  # where classes are uneven, and the literature reports the mean over classes
+_MCE = ("mCE", "mean_corruption_error")  # relative to AlexNet's errors, as published, and as it is
 _HELD_OUT = "chosen on a hold-out of train"
 _OFFICIAL = "chosen on the official val"
 
@@ -104,8 +105,9 @@ def _score(task_id: str, dataset: str, about: str, metrics: tuple[str, ...] = _T
         target=target,
         metrics=metrics,
         roles={"report": "test"},
+        heads_from="Imagenet",
+        head_classes="virb.data.datasets.imagenet:wnids",
         about=f"{about}; scores heads trained on Imagenet",
-        available=False,
     )
 
 
@@ -115,7 +117,7 @@ _SCORES = (
     _score("ImagenetR", "imagenet-r", "30,000 renditions, 200 classes"),
     _score("ImagenetSketch", "imagenet-sketch", "50,889 sketches"),
     _score("ImagenetReaL", "imagenet-real", "ImageNet's validation images with reassessed labels", ("real_accuracy",), "labels"),
-    _score("ImagenetC", "imagenet-c", "ImageNet's validation images under 15 corruptions of 5 severities", ("mCE",), "corrupted"),
+    _score("ImagenetC", "imagenet-c", "ImageNet's validation images under 15 corruptions of 5 severities", _MCE, "corrupted"),
 )
 
 for _entry in (*_VIRB, *_VARIANTS, *_OTHERS, *_SCORES):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from virb.data.transforms import Geometry
 
@@ -19,6 +19,8 @@ class Protocol:
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # values that hold for one probe only
     geometry: Geometry | None = None
     variant: str | None = None  # task ids map to ``ID@variant`` where there is one
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # values of a key that are no change of the protocol
+    view_interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None  # of augmented views, where it is not the geometry's
     about: str = ""
 
     def layer(self, probe: str) -> Mapping[str, Any]:
@@ -28,6 +30,24 @@ class Protocol:
 
 _SWEEP = {"optimizer": ["adamw"], "lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "weight_decay": [0.0, 1e-2], "scheduler": ["cosine"]}
 _MLP_SWEEP = {"optimizer": ["adamw"], "lr": [1e-4, 1e-3, 1e-2], "weight_decay": [0.0, 1e-2], "scheduler": ["cosine"]}
+_WIDE_SWEEP = {
+    "optimizer": ["adamw"],
+    "lr": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+    "weight_decay": [0.0, 1e-3, 1e-2, 1e-1],
+    "scheduler": ["cosine"],
+}
+# DINO's evaluations resize the shorter side to 256 and crop 224 of it.
+_DINO = Geometry(size=(224, 224), resize="shorter", crop="center", crop_pct=0.875, interpolation="bicubic", view=None)
+# What their linear classifier takes: [CLS] of four blocks (ViT-S), [CLS] and the mean patch token (ViT-B), the output (ResNet-50, XCiT).
+_DINO_FEATURES = ("cls[-4:].flatten", "cls[-1]+tokens[-1].mean", "embedding")
+_DINO_LINEAR = {
+    "optimizer": ["sgd"],
+    "momentum": [0.9],
+    "lr": [base * 1024 / 256 for base in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)],  # for a batch of 1024: their rates are per 256 samples
+    "weight_decay": [0.0],
+    "scheduler": ["cosine"],
+    "init": ["normal0.01"],
+}
 
 # What holds when nobody says otherwise. The batch size is global and the learning rate is never scaled with it.
 DEFAULT = Protocol(
@@ -42,7 +62,15 @@ DEFAULT = Protocol(
         "refit": False,
         "on_bad_image": "error",
     },
-    probes={"linear": {"grid": _SWEEP}, "mlp": {"grid": _MLP_SWEEP}},
+    probes={
+        "linear": {"grid": _SWEEP},
+        "mlp": {"grid": _MLP_SWEEP},
+        "knn": {"grid": {"k": [10, 20, 100, 200]}},  # DINO's
+        "logistic": {"grid": {"C": [float(f"1e{exponent}") for exponent in range(-6, 6)]}},
+        "ncm": {"grid": {"metric": ["cosine", "euclidean"]}},
+        "fewshot": {"grid": {"shots": [1, 2, 4, 8, 16]}, "seeds": [0, 1, 2, 3, 4]},
+        "lowshot": {"grid": {"C": [float(f"1e{exponent}") for exponent in range(-3, 4)]}, "seeds": [0, 1, 2]},
+    },
     about="frozen features, no augmentation; a sweep of learning rates and weight decays, chosen on validation",
 )
 
@@ -57,6 +85,36 @@ PROTOCOLS: dict[str, Protocol] = {
             geometry=Geometry(size=(224, 224), resize="squash", crop="none", crop_pct=1.0, interpolation="bilinear", view=None),
             variant="virb2021",
             about="the procedure published in 2021: the last epoch, every training config scored on the test split and the best one named",
+        ),
+        Protocol(
+            "linear-sweep",
+            probes={"linear": {"grid": _WIDE_SWEEP}, "mlp": {"grid": _WIDE_SWEEP}},
+            about="frozen features, no augmentation: ten learning rates by four weight decays in one pass, chosen on validation",
+        ),
+        Protocol(
+            "dino-linear",
+            values={
+                "probe": "linear",
+                "features": _DINO_FEATURES[0],
+                "num_epochs": 100,
+                "batch_size": 1024,
+                "selection": "test-best",
+                "views": 10,
+                "augment": "crop-flip",
+            },
+            probes={"linear": {"grid": _DINO_LINEAR}},
+            geometry=_DINO,
+            options={"features": _DINO_FEATURES, "views": ("fresh",)},
+            view_interpolation="bilinear",
+            about="DINO's linear classifier: SGD, cosine over 100 epochs, ten cached views of crops and flips (theirs: views: fresh), the "
+            "best epoch on the test split as published; features: cls[-4:], cls[-1]+tokens[-1].mean or embedding",
+        ),
+        Protocol(
+            "dino-knn",
+            values={"probe": "knn", "selection": "test-best", "features": "embedding"},
+            probes={"knn": {"grid": {"k": [10, 20, 100, 200], "temperature": [0.07]}}},
+            geometry=_DINO,
+            about="DINO's k-NN: cosine, votes of exp(similarity / 0.07), the best of k = 10, 20, 100, 200 on the test split as published",
         ),
     )
 }

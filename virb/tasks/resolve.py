@@ -6,7 +6,7 @@ Order: explicit key > protocol > task default > the default protocol. A protocol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,8 +17,9 @@ from virb.config.grid import expand
 from virb.config.records import TaskKeys
 from virb.config.tree import KeyPath, Report, dotted
 from virb.data.transforms import Geometry
-from virb.encoders.requests import Request
+from virb.encoders.requests import Reduction, Request, Term
 from virb.errors import ConfigError, Problem, UserError
+from virb.probes.base import REPORT
 from virb.tasks.base import Task, check_task, find_task
 from virb.tasks.protocols import DEFAULT, PROTOCOLS, Protocol, no_protocol
 from virb.tasks.vocabulary import TaskVocabulary, get_probe, variant_of
@@ -26,7 +27,8 @@ from virb.tasks.vocabulary import TaskVocabulary, get_probe, variant_of
 __all__ = ["ResolvedTask", "TaskVocabulary", "canonical", "get_probe", "resolve_task"]
 
 # What a protocol decides, besides features and training configs. Other keys say what is measured, by which method, or how it is computed.
-_OF_PROTOCOL = ("num_epochs", "batch_size", "selection", "seeds", "refit", "views", "augment", "on_bad_image")
+_OF_PROTOCOL = ("num_epochs", "batch_size", "selection", "seeds", "refit", "views", "augment", "on_bad_image", "limit")
+_FLATTEN = Reduction("flatten")
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,18 @@ class ResolvedTask:
     stream: bool  # encoded while heads train (pre_encode: false, views: fresh), never kept
     data: Mapping[str, Any]
     geometry: Geometry | None  # where the protocol or the task fixes it
+    limit: Mapping[str, int] = field(default_factory=dict)  # split -> how many of its samples take part
+    heads_path: str | None = None  # a glob of heads to score, %s being the encoder's name
+    heads_from: str | None = None  # the label (or, by the task's default, the id) of the task whose heads are scored
+    class_map: Mapping[str, str] = field(default_factory=dict)  # class of this task -> class of those heads, where the names differ
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     where: Where | None = field(default=None, compare=False)
     places: Mapping[str, Where] = field(default_factory=dict, compare=False)  # of the keys that were given
+
+    @property
+    def scores_heads(self) -> bool:
+        """Nothing is trained: heads of another task are scored."""
+        return self.heads_path is not None or self.heads_from is not None
 
     def place(self, key: str) -> Where:
         """Where a problem with this key is reported: the key itself, or the task when the key was not given."""
@@ -71,20 +82,22 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
     task = variant_of(task, protocol)
     if not task.available:
         raise _problem(config, "task", f"the task {task.id} is not available yet; virb list tasks shows those that are")
-    if config.task_head_weights_path is not None:
-        problem = "scoring the heads of another task is not available yet"
-        raise _problem(config, "task_head_weights_path", problem)
     check_task(task)
+    heads_path, heads_from = _heads(config, task)
+    if heads_path or heads_from:
+        task = replace(task, roles={REPORT: task.roles[REPORT]})
     values = _Values(config, task, protocol)
     origins = values.origins
     origins["protocol"] = "--protocol" if protocol_override else _line(config, "protocol")
+    given = next((key for key in ("task_head_weights_path", "heads_from") if key in config.explicit), None)
+    origins["heads"] = _line(config, given) if given else f"task {task.id}"
 
     seeds = tuple(seed + number for number in values.get("seeds"))
     if seed:
         origins["seeds"] += f" + --seed {seed}"
     views, augment, stream = _views(config, values)
     requests = _requests(config, values)
-    configs = values.training_configs()
+    configs = {} if heads_path or heads_from else values.training_configs()
     selection, refit, batch_size = values.get("selection"), bool(values.get("refit")), int(values.get("batch_size"))
     if refit and selection != "val":
         message = f"refit: true trains again on fit + select, but selection: {selection} has no select samples"
@@ -110,6 +123,10 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
             stream=stream,
             data={**task.options, **(config.data or {})},
             geometry=protocol.geometry or task.geometry,
+            limit=dict(values.get("limit") or {}),
+            heads_path=heads_path,
+            heads_from=heads_from,
+            class_map=dict(config.class_map or {}),
             origins=origins,
             where=config.where,
             places=config.explicit,
@@ -168,8 +185,11 @@ class _Values:
     def changed(self, configs: Mapping[str, BaseModel], request: str) -> dict[str, Any]:
         """What the user gave and differs from what the protocol (with the task's defaults) says: it goes on the card."""
         keys = [*_OF_PROTOCOL, *(["probe"] if "probe" in self._protocol.values else [])]
-        changed = {key: self._explicit[key] for key in keys if self._explicit.get(key) not in (None, self._without(key)[1])}
-        if str(Request.parse(self._without("features")[1])) != request:
+        options = self._protocol.options
+        changed = {
+            key: self._explicit[key] for key in keys if self._explicit.get(key) not in (None, self._without(key)[1], *options.get(key, ()))
+        }
+        if request not in (_canonical(self._without("features")[1], self.probe), *options.get("features", ())):
             changed["features"] = request
         if self._config.training_configs and dict(configs) != self._default_configs()[1]:
             changed["training_configs"] = list(configs)
@@ -181,6 +201,26 @@ def _protocol(config: TaskConfig, task: Task, override: str | None) -> Protocol:
     if name not in PROTOCOLS:
         raise _problem(config, "protocol", no_protocol(name))
     return PROTOCOLS[name]
+
+
+def _heads(config: TaskConfig, task: Task) -> tuple[str | None, str | None]:
+    """Whose heads are scored: a glob, or the label or id of a task; nothing for a task that trains its own."""
+    path, label = config.task_head_weights_path, config.heads_from
+    if path is None and label is None:
+        label = task.heads_from
+    if path is None and label is None:
+        if config.class_map is not None:
+            raise _problem(config, "class_map", "says which class of other heads is which; it needs heads_from or task_head_weights_path")
+        return None, None
+    if config.training_configs:
+        key = "training_configs" if "training_configs" in config.explicit else "grid"
+        raise _problem(config, key, f"nothing is trained: the task scores heads of {label}; leave it out")
+    if REPORT not in task.roles:
+        key = "task_head_weights_path" if path is not None else "heads_from"
+        raise _problem(config, key, f"the task {task.id} has no labelled samples to score heads on")
+    if label == config.label:
+        raise _problem(config, "heads_from", "names this very task")
+    return path, label
 
 
 def _views(config: TaskConfig, values: _Values) -> tuple[int | str, str, bool]:
@@ -206,13 +246,26 @@ def _requests(config: TaskConfig, values: _Values) -> list[str]:
     found: dict[str, str] = {}
     for text in [asked] if isinstance(asked, str) else asked:
         try:
-            request = str(Request.parse(text))
+            request = _canonical(text, values.probe)
         except ValueError as error:
             raise _problem(config, "features", str(error)) from None
         if request in found:
             raise _problem(config, "features", f"{text} and {found[request]} are the same request")
         found[request] = text
     return list(found)
+
+
+def _canonical(text: str, probe: str) -> str:
+    """The request's canonical text. A probe on vectors takes the [CLS] of several blocks as one vector, so that the images of a sample are
+    the only axis beside it."""
+    request = Request.parse(text)
+    if hasattr(get_probe(probe), "check_features"):
+        request = Request(tuple(replace(term, reductions=(_FLATTEN,)) if _is_stack(term) else term for term in request.terms))
+    return str(request)
+
+
+def _is_stack(term: Term) -> bool:
+    return term.output.name == "cls" and term.output.several and not term.reductions
 
 
 def _label_of(request: str) -> str:

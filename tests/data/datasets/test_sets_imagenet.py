@@ -38,7 +38,7 @@ def test_class_numbers_are_imagenets_own(imagenet):
     assert len(dataset.classes["class"]) == 1000
     assert dataset.samples["train"].targets["class"].tolist() == [0, 0, 217, 217, 701, 701]
     assert dataset.samples["test"].targets["class"].tolist() == [0, 701, 701]
-    assert list(dataset.samples["test"].ids)[0] == "val/n01440764/n01440764_0.JPEG"
+    assert dataset.samples["test"].ids[0] == "val/n01440764/n01440764_0.JPEG"
     check_planted(dataset, palette)
     assert load_dataset("imagenet", imagenet / "imagenet").lists["train"].identity() == dataset.lists["train"].identity()
 
@@ -54,7 +54,7 @@ def test_flat_validation_images(tmp_path, kind):
         rows = [f"ILSVRC2012_val_{i + 1:08d},{wnid} 1 2 3 4 {wnid} 5 6 7 8" for i, wnid in enumerate(order)]
         write(tmp_path / "LOC_val_solution.csv", "\n".join(["ImageId,PredictionString", *rows]))
     else:
-        torch.save(({wnid: ("name",) for wnid in THREE}, order), tmp_path / place / "meta.bin")
+        torch.save((dict.fromkeys(THREE, ("name",)), order), tmp_path / place / "meta.bin")
     dataset = load_dataset("imagenet", tmp_path)
     check_planted(dataset, palette)
     assert dataset.samples["test"].targets["class"].tolist() == [217, 701, 0]
@@ -138,7 +138,7 @@ def test_imagenet100_in_kaggles_parts(tmp_path):
         colours.put(folder / f"train.X{i}" / wnid / f"{wnid}_1.JPEG", wnid)
     for wnid in (names[0], names[3]):
         colours.put(folder / "val.X" / wnid / f"ILSVRC2012_val_{wnid}.JPEG", wnid)
-    write(folder / "Labels.json", {wnid: "a name" for wnid in [*reversed(names), "n00000001"]})
+    write(folder / "Labels.json", dict.fromkeys([*reversed(names), "n00000001"], "a name"))
     dataset = load_dataset("imagenet100", tmp_path)
     check_planted(dataset, colours)
     assert dataset.classes["class"] == ("n00000001", *names)

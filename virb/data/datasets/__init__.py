@@ -66,8 +66,12 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
 
 
 def needs_root(name: str) -> bool:
-    """Whether the dataset lies in files: ``root`` has no default then, and where no root is given it is looked for below the data root."""
-    root = inspect.signature(find_dataset(name)).parameters.get("root")
+    """Whether the dataset lies in files: ``root`` has no default then, and where no root is given it is looked for below the data root.
+    False for a name that nobody knows: loading it says so."""
+    try:
+        root = inspect.signature(find_dataset(name)).parameters.get("root")
+    except KeyError:
+        return False
     return root is not None and root.default is inspect.Parameter.empty
 
 

@@ -89,16 +89,23 @@ def read_json(name: str, path: Path) -> Any:
 
 def read_mat(name: str, path: Path, key: str) -> Any:
     """One variable of a MATLAB file, squeezed."""
-    from scipy.io import loadmat
+    import struct
+    import zlib
 
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    # scipy reads a damaged file until something does not fit
+    damage = (MatReadError, OSError, ValueError, TypeError, LookupError, EOFError, NotImplementedError, struct.error, zlib.error)
     try:
-        return loadmat(path, squeeze_me=True)[key]
+        content = loadmat(path, squeeze_me=True)
     except FileNotFoundError:
         raise UserError(f"{name}: {path} is not there") from None
-    except KeyError:
-        raise UserError(f"{name}: {path} has no variable {key!r}; it is of another version") from None
-    except (ValueError, OSError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{name}: {path} is not a MATLAB file that can be read ({error})") from None
+    except damage as error:
+        raise UserError(f"{name}: {path} is not a MATLAB file that can be read ({error}); is the download complete?") from None
+    if key not in content:
+        raise UserError(f"{name}: {path} has no variable {key!r}; it is of another version")
+    return content[key]
 
 
 def another_version(name: str, path: Path, expected: str) -> UserError:
@@ -130,18 +137,15 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def holds_class_folders(folder: Path) -> bool:
-    """Whether at least two folders right below ``folder`` have images right in them."""
+    """Whether most folders right below ``folder``, and at least two, have images right in them: a data root with datasets does not."""
 
     def has_image(place: Path) -> bool:
         with os.scandir(place) as entries:
             return any(entry.name.lower().endswith(EXTENSIONS) and entry.is_file() for entry in entries)
 
-    found = 0
-    for name in subfolders(folder):
-        found += has_image(folder / name)
-        if found == 2:
-            return True
-    return False
+    names = subfolders(folder)
+    found = sum(has_image(folder / name) for name in names)
+    return found >= 2 and 2 * found > len(names)
 
 
 # Building

@@ -1,0 +1,8 @@
+"""The planted colours of tests/data/datasets serve here, too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))

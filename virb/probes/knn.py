@@ -1,0 +1,208 @@
+"""The probe ``knn``: DINO's weighted vote of nearest neighbours. Nothing is trained; k, temperature and the rest are configs.
+
+All k and temperatures of a job come from one pass over the similarities. ``refit: true`` adds the select samples to the bank that the
+reported samples are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from torch import Tensor
+
+from virb.config.check import Strict
+from virb.errors import ViRBError
+from virb.functional.knn import Nearest, normalise, piece_rows, vote
+from virb.metrics.base import Metric, Statistics, find_metric
+from virb.metrics.classification import rank_of_target
+from virb.probes.base import Context, Outcome, RoleData, Run, Settings, register_probe
+from virb.probes.prepare import Prepared, prepare
+from virb.probes.sheets import Sheet, choose_by, deterministic, measure, outcome
+from virb.probes.split import Split, join, sample_width
+
+_QUERIES = 1 << 26  # numbers of the queries that are searched at once: 256 MB
+_VOTES = 1 << 23  # numbers of one batch of votes: 64 MB
+
+
+class KnnConfig(Strict):
+    """``normalise``: neighbours by cosine, else by inner product. ``exp`` weighs a neighbour exp(similarity / temperature), ``uniform`` 1.
+
+    ``index``: ``exact`` never holds a float copy of the bank; ``flat`` and ``ivf`` are faiss's indices (on the GPU where faiss has one),
+    ``flat`` exact, ``ivf`` approximate: ``nprobe`` of ``nlist`` cells are searched (default: 4 sqrt(N) cells, a sixteenth of them).
+    """
+
+    k: Annotated[int, Field(ge=1)] = 20
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    weighting: Literal["exp", "uniform"] = "exp"
+    normalise: bool = True
+    index: Literal["exact", "flat", "ivf"] = "exact"
+    nlist: Annotated[int | None, Field(ge=1)] = None
+    nprobe: Annotated[int | None, Field(ge=1)] = None
+
+    @field_validator("nlist", "nprobe")
+    @classmethod
+    def _only_ivf(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("index") not in (None, "ivf"):
+            raise ValueError(f"the index {info.data['index']} takes no {info.field_name}; it belongs to ivf")
+        return value
+
+    def search(self) -> tuple[Any, ...]:
+        """Configs with the same search share their neighbours."""
+        return self.normalise, self.index, self.nlist, self.nprobe
+
+
+@register_probe
+class KnnProbe:
+    name: ClassVar[str] = "knn"
+    shape: ClassVar[Literal["features"]] = "features"
+    Config: ClassVar[type[BaseModel]] = KnnConfig
+
+    @staticmethod
+    def check_features(role: str, shape: tuple[int, ...] | None) -> None:
+        sample_width(role, shape)
+
+    def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
+        data = prepare(roles, settings, context.device, loss="cross_entropy")
+        configs = {name: config for name, config in settings.configs.items() if isinstance(config, KnnConfig)}
+        steps = _Steps(context, len({config.search() for config in configs.values()}) * (1 if data.report in (None, data.score) else 2))
+        chosen_by = _score(configs, data.fit, data.score, data, settings, steps)
+        primary = find_metric(settings.metrics[0])
+        chosen = choose_by(chosen_by, configs, primary.name, primary.higher_is_better)
+        reported: Mapping[str, Sheet] = chosen_by if data.score is data.report else {}
+        bank = join(data.fit, data.score) if settings.refit else data.fit
+        if data.report is not None and data.score is not data.report:
+            reported = _score({chosen: configs[chosen]}, bank, data.report, data, settings, steps)
+        on_select = chosen_by if data.score is not data.report else {}
+        outcomes = {name: outcome(name, on_select.get(name), reported.get(name)) for name in configs}
+        notes = [*data.notes, *_notes(configs, len(data.fit)), *deterministic(settings.seeds)]
+        if settings.refit:
+            outcomes[chosen].notes.append(f"the bank has the fit and the select samples ({len(bank):,})")
+        return Outcome([Run(settings.seeds[0], outcomes, chosen)], chosen, data.index_lists, data.selected_on, notes)
+
+
+def _notes(configs: Mapping[str, KnnConfig], n_bank: int) -> list[str]:
+    return [f"{name}: the bank has only {n_bank:,} samples, all of them vote" for name, config in configs.items() if config.k > n_bank]
+
+
+class _Steps:
+    """Progress over searches, in shares of each."""
+
+    def __init__(self, context: Context, searches: int) -> None:
+        self._context, self._total, self._done = context, 100 * max(1, searches), 0
+
+    def tell(self, share: float) -> None:
+        self._context.progress("searching", min(self._total, self._done + int(100 * share)), self._total)
+
+    def finish(self) -> None:
+        self._done += 100
+
+
+def _score(
+    configs: Mapping[str, KnnConfig], bank: Split, queries: Split, data: Prepared, settings: Settings, steps: _Steps
+) -> dict[str, Sheet]:
+    if bank.targets is None or queries.targets is None:
+        raise ViRBError(f"the {queries.name if bank.targets is not None else bank.name} samples have no targets")
+    metrics = [find_metric(name) for name in settings.metrics]
+    sheets = {name: Sheet(metrics) for name in configs}
+    bank.set_epoch(0)
+    queries.set_epoch(0)
+    for search in dict.fromkeys(config.search() for config in configs.values()):
+        group = {name: config for name, config in configs.items() if config.search() == search}
+        first = next(iter(group.values()))
+        k = min(max(config.k for config in group.values()), len(bank))
+        index = None if first.index == "exact" else _faiss_index(first, bank, data.width)
+        blocks = list(queries.chunks(max(1, _QUERIES // data.width)))
+        for number, positions in enumerate(blocks):
+            x = _prepared(queries.features(positions), first.normalise)
+            if index is None:
+                similarity, neighbour = _exact(x, bank, k, first.normalise, steps, number, len(blocks))
+            else:
+                similarity, neighbour = _by_index(index, x, k)
+            steps.tell((number + 1) / len(blocks))
+            truth = queries.targets[positions.to(queries.targets.device)]
+            _vote(group, similarity, neighbour, bank.targets, truth, data.n_outputs, sheets)
+        steps.finish()
+    return sheets
+
+
+def _vote(
+    group: Mapping[str, KnnConfig],
+    similarity: Tensor,
+    neighbour: Tensor,
+    bank_targets: Tensor,
+    truth: Tensor,
+    n_classes: int,
+    sheets: Mapping[str, Sheet],
+) -> None:
+    size = max(1, _VOTES // n_classes)
+    for first in range(0, len(similarity), size):
+        rows = slice(first, first + size)
+        labels = bank_targets[neighbour[rows].clamp(min=0).long()]  # a missing neighbour (-1, similarity -inf) has no vote
+        for name, config in group.items():
+            k, values = config.k, similarity[rows]
+            votes = vote(values[:, :k], labels[:, :k], n_classes, temperature=config.temperature, weighting=config.weighting, relative=True)
+            sheets[name].add(votes, truth[rows], _first(k))
+
+
+def _first(k: int) -> Any:
+    """DINO's top-5 looks at the first min(5, k) classes: with fewer than five neighbours no class beyond the k-th is a guess."""
+
+    def measure_batch(metric: Metric, votes: Tensor, targets: Tensor) -> Statistics:
+        if metric.name != "top5" or k >= 5:
+            return measure(metric, votes, targets)
+        hits = torch.from_numpy(rank_of_target(votes, targets)) < min(k, votes.shape[1])
+        return Statistics(torch.stack([hits.double(), torch.ones(len(hits), dtype=torch.float64)], 1).numpy())
+
+    return measure_batch
+
+
+def _prepared(x: Tensor, cosine: bool) -> Tensor:
+    return normalise(x.clone()) if cosine else x.contiguous()
+
+
+def _pieces(bank: Split, width: int, cosine: bool, device: torch.device) -> Iterator[Tensor]:
+    for positions in bank.chunks(piece_rows(width, device)):
+        yield _prepared(bank.features(positions), cosine)
+
+
+def _exact(x: Tensor, bank: Split, k: int, cosine: bool, steps: _Steps, block: int, blocks: int) -> tuple[Tensor, Tensor]:
+    found, start = Nearest(x, k), 0
+    for piece in _pieces(bank, x.shape[1], cosine, x.device):
+        found.update(piece, start)
+        start += len(piece)
+        steps.tell((block + start / len(bank)) / blocks)
+    return found.similarity, found.index
+
+
+def _faiss_index(config: KnnConfig, bank: Split, width: int) -> Any:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index: Any = faiss.IndexFlatIP(width)
+    device = bank.targets.device if bank.targets is not None else torch.device("cpu")
+    pieces = _pieces(bank, width, config.normalise, device)
+    if config.index == "ivf":
+        nlist = min(config.nlist or max(1, round(4 * len(bank) ** 0.5)), len(bank))
+        index = faiss.IndexIVFFlat(index, width, nlist, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = min(config.nprobe or max(1, nlist // 16), nlist)
+        index.cp.min_points_per_centroid = 1  # small banks are no reason for a warning
+        # Cells are made from samples spread over the whole bank, 256 for each at most.
+        spread = torch.linspace(0, len(bank) - 1, min(len(bank), 256 * nlist), dtype=torch.float64).long()
+        index.train(_prepared(bank.features(spread), config.normalise).cpu().numpy())
+    if device.type == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > (device.index or 0):
+        nprobe = getattr(index, "nprobe", None)
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+        if nprobe is not None:
+            index.nprobe = nprobe
+    for piece in pieces:
+        index.add(piece.cpu().numpy())
+    return index
+
+
+def _by_index(index: Any, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    similarity, neighbour = (torch.from_numpy(found) for found in index.search(x.cpu().numpy(), k))
+    similarity = similarity.masked_fill(neighbour < 0, -torch.inf)  # too few in the cells that were searched
+    return similarity.to(x.device), neighbour.to(x.device)
