@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))  # the checkout that this script belongs to, insta
 from virb import cli  # noqa: E402
 from virb.config.records import EncoderKeys, InputOverride, TaskKeys  # noqa: E402
 from virb.config.training import _PARAMETERS, _REQUIRED, GradientConfig, MlpConfig, SchedulerConfig  # noqa: E402
-from virb.encoders.layouts import _RESNETS, HEADS  # noqa: E402
+from virb.encoders.architectures import HEADS, RESNETS  # noqa: E402
+from virb.encoders.layouts import layout_markdown  # noqa: E402
 from virb.encoders.registry import encoder_names, find_builder  # noqa: E402
 from virb.encoders.requests import KINDS, REDUCTIONS  # noqa: E402
 from virb.encoders.vit import SIZES  # noqa: E402
@@ -406,7 +407,7 @@ def recognised() -> str:
     widths = ", ".join(f"{width} ({heads})" for width, heads in HEADS.items())
     return (
         f"- vision transformers with the key names of DINO, DeiT and timm (`cls_token`, `pos_embed`, `patch_embed.proj`, `blocks.0.attn.qkv`, ...), "
-        f"any depth and patch size; heads are told by the width: {widths};\n- torchvision's ResNets: {', '.join(f'`{name}`' for name in _RESNETS.values())}.\n"
+        f"any depth and patch size; heads are told by the width: {widths};\n- torchvision's ResNets: {', '.join(f'`{name}`' for name in RESNETS.values())}.\n"
     )
 
 
@@ -442,6 +443,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "flags-other": flags_other,
     "architectures": architectures,
     "recognised": recognised,
+    "layouts": layout_markdown,
     "outputs": outputs,
     "reductions": reductions,
     "metrics": metrics,
