@@ -25,7 +25,7 @@ from pydantic import BaseModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout that this script belongs to, installed or not
 
-from virb import cli  # noqa: E402
+from virb.cli.parser import COMMANDS, make_parser  # noqa: E402
 from virb.config.records import EncoderKeys, InputOverride, TaskKeys  # noqa: E402
 from virb.config.training import _PARAMETERS, _REQUIRED, GradientConfig, MlpConfig, SchedulerConfig  # noqa: E402
 from virb.encoders.architectures import HEADS, RESNETS  # noqa: E402
@@ -37,8 +37,9 @@ from virb.metrics.base import find_metric, metric_names  # noqa: E402
 from virb.results.load import COLUMNS  # noqa: E402
 from virb.results.schema import RECORDS  # noqa: E402
 from virb.tasks.base import all_tasks  # noqa: E402
-from virb.tasks.protocols import GENERAL, PROTOCOLS  # noqa: E402
+from virb.tasks.protocols import PROTOCOLS  # noqa: E402
 
+GENERAL = PROTOCOLS["default"].values  # what holds when nobody says otherwise
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 # Key -> what it means, an example (YAML, checked by tests/test_docs.py). Encoder examples are whole entries, the others parts of one.
@@ -72,11 +73,17 @@ INPUT: Mapping[str, tuple[str, str]] = {
     "std": ("likewise, above 0", "std: [0.5, 0.5, 0.5]"),
 }
 TASK: Mapping[str, tuple[str, str]] = {
-    "task": ("the task's id (`virb list tasks`), or your own as `package.module:attribute`. The only key that must be there", "task: digits"),
+    "task": (
+        "the task's id (`virb list tasks`), or your own as `package.module:attribute`. The only key that must be there",
+        "task: digits",
+    ),
     "probe": ("how features are asked (`virb list probes`), or your own as `package.module:Class`", "probe: mlp"),
     "protocol": ("a named bundle of defaults ([below](#protocols))", "protocol: virb2021"),
     "num_epochs": ("epochs of every training config; schedules span them", "num_epochs: 100"),
-    "batch_size": ("samples per optimizer step, whatever the number of devices; the learning rate is never scaled with it", "batch_size: 512"),
+    "batch_size": (
+        "samples per optimizer step, whatever the number of devices; the learning rate is never scaled with it",
+        "batch_size: 512",
+    ),
     "test_batch_size": ("samples per step when heads are scored; changes speed and memory", "test_batch_size: 4096"),
     "pre_encode": (
         "`false`: keep no features, encode whenever they are read; with `augment: crop-flip` and one view it means `views: fresh`",
@@ -90,20 +97,26 @@ TASK: Mapping[str, tuple[str, str]] = {
     "seeds": ("how many seeds, or which; the numbers of a config are means over them. `--seed` is added to each", "seeds: 3"),
     "data": ("the dataset's options; `root` is its folder, sought as given and then below `--data_root`", "data: {root: birds}"),
     "features": (
-        "the [request](encoders.md#requests) that is put to the encoder; a list makes one job per entry (labels `LABEL@REQUEST`)",
+        "the [request](encoders.md#requests) put to the encoder; a list makes one job per entry, labelled like `digits@tokens-1.mean`",
         "features: [embedding, 'tokens[-1].mean']",
     ),
     "refit": ("after the choice, train the chosen config again on fit + select; with `selection: val` only", "refit: true"),
     "train_encoder": ("`true` would fine-tune the encoder: *not available yet*, an error", "train_encoder: false"),
-    "on_bad_image": ("an image that cannot be decoded: `error` fails the jobs that need it; `skip` leaves its samples out and counts them", "on_bad_image: skip"),
+    "on_bad_image": (
+        "an image that cannot be decoded: `error` fails the jobs that need it; `skip` leaves its samples out and counts them",
+        "on_bad_image: skip",
+    ),
     "augment": ("of training images: `crop-flip` is a random resized crop (area 8-100 %) and a flip; fixed per view", "augment: crop-flip"),
     "num_dataset_repeats": ("ViRB 2021's name of `views`", "num_dataset_repeats: 2"),
     "views": (
-        "how many augmented views are encoded and kept, epochs cycle through them; more than one implies `augment: crop-flip`; `fresh`: a "
-        "new view each epoch, nothing kept",
+        "how many augmented views are encoded and kept, epochs cycle through them; `fresh`: a new view each epoch, nothing kept. More than "
+        "one, or `fresh`, implies `augment: crop-flip`",
         "views: 4",
     ),
-    "training_configs": ("name -> hyper-parameters of the head ([below](#training-configs))", "training_configs: {a: {optimizer: sgd, lr: 0.1}}"),
+    "training_configs": (
+        "name -> hyper-parameters of the head ([below](#training-configs))",
+        "training_configs: {a: {optimizer: sgd, lr: 0.1}}",
+    ),
     "grid": ("lists of hyper-parameters, all combinations ([below](#grid))", "grid: {optimizer: [sgd, adamw], lr: [1e-3, 1e-2]}"),
 }
 GRADIENT: Mapping[str, tuple[str, str]] = {
@@ -145,7 +158,7 @@ TYPES = {
 DEFAULTS = {
     "task": "(must be given)",
     "probe": "the task's",
-    "protocol": "`default`",
+    "protocol": "the task's, else `default`",
     "test_batch_size": "the larger of `batch_size` and 1024",
     "pre_encode": "`true`",
     "task_head_weights_path": "none",
@@ -157,9 +170,15 @@ DEFAULTS = {
     "grid": "none",
 }
 OUTPUT: Mapping[str, tuple[str, str]] = {
-    "embedding": ("N x D", "the pooled feature: [CLS] after the final norm (ViT), the mean of block4 (ResNet), timm's features before the classifier"),
+    "embedding": (
+        "N x D",
+        "the pooled feature: [CLS] after the final norm (ViT), the mean of block4 (ResNet), timm's features before the classifier",
+    ),
     "cls": ("N x D; N x blocks x D for several", "[CLS] of the named blocks, each through the final norm"),
-    "tokens": ("N x D x h x w", "patch tokens of the named blocks, without prefix tokens, through the final norm; ResNet: `tokens[0]` is block1, `tokens[-1]` block4"),
+    "tokens": (
+        "N x D x h x w",
+        "patch tokens of the named blocks, no prefix tokens, through the final norm; ResNet: `tokens[0]` is block1, `tokens[-1]` block4",
+    ),
     "pyramid": ("one map per level", "ResNet: conv, block1-4; ViT: four evenly spaced blocks. `pyramid[i]` is one level"),
     "conv": ("N x C x h x w", "ResNet: after the first convolution, bn and relu"),
     "block1": ("N x C x h x w", "ResNet: stride 4"),
@@ -246,7 +265,13 @@ COLUMN: Mapping[str, str] = {
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Pipes would end the cell, and angle brackets outside code would be HTML (``<br>`` is meant to be)."""
+    parts = text.replace("|", "\\|").replace("\n", " ").split("`")
+    return "`".join(part if i % 2 else re.sub(r"<(?!br>)", "&lt;", part) for i, part in enumerate(parts))
 
 
 def code(value: Any) -> str:
@@ -277,7 +302,9 @@ def type_text(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "mapping"
-    name = {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(annotation, "mapping" if origin is dict else "list")
+    name = {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(
+        annotation, "mapping" if origin is dict else "list"
+    )
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [f"{sign} {getattr(bound, key):g}" for bound in bounds for key, sign in signs.items() if getattr(bound, key, None) is not None]
     return f"{name} {', '.join(limits)}".strip()
@@ -289,12 +316,17 @@ def _type(model: type[BaseModel], key: str) -> str:
 
 
 def encoder_keys() -> str:
-    rows = [[f"`{k}`", _type(EncoderKeys, k), ENCODER[k][0], f"`{ENCODER[k][1]}`"] for k in matched(EncoderKeys.model_fields, ENCODER, "ENCODER")]
+    rows = [
+        [f"`{k}`", _type(EncoderKeys, k), ENCODER[k][0], f"`{ENCODER[k][1]}`"]
+        for k in matched(EncoderKeys.model_fields, ENCODER, "ENCODER")
+    ]
     return table(["key", "type", "meaning", "example"], rows)
 
 
 def input_keys() -> str:
-    rows = [[f"`{k}`", _type(InputOverride, k), INPUT[k][0], f"`{INPUT[k][1]}`"] for k in matched(InputOverride.model_fields, INPUT, "INPUT")]
+    rows = [
+        [f"`{k}`", _type(InputOverride, k), INPUT[k][0], f"`{INPUT[k][1]}`"] for k in matched(InputOverride.model_fields, INPUT, "INPUT")
+    ]
     return table(["key", "type", "meaning", "example"], rows)
 
 
@@ -303,9 +335,7 @@ def task_keys() -> str:
     unknown = [key for key in keys if (key in GENERAL) == (key in DEFAULTS)]
     if unknown:
         raise SystemExit(f"scripts/make_docs.py, DEFAULTS: which default has {unknown}?")
-    rows = [
-        [f"`{k}`", _type(TaskKeys, k), code(GENERAL[k]) if k in GENERAL else DEFAULTS[k], TASK[k][0], f"`{TASK[k][1]}`"] for k in keys
-    ]
+    rows = [[f"`{k}`", _type(TaskKeys, k), code(GENERAL[k]) if k in GENERAL else DEFAULTS[k], TASK[k][0], f"`{TASK[k][1]}`"] for k in keys]
     return table(["key", "type", "default", "meaning", "example"], rows)
 
 
@@ -314,7 +344,9 @@ def gradient_keys() -> str:
     for key in matched(MlpConfig.model_fields, GRADIENT, "GRADIENT"):
         field = MlpConfig.model_fields[key]
         default = "(must be given)" if field.is_required() else "none" if field.default is None else code(field.default)
-        rows.append([f"`{key}`", _type(MlpConfig if key not in GradientConfig.model_fields else GradientConfig, key), default, *GRADIENT[key]])
+        rows.append(
+            [f"`{key}`", _type(MlpConfig if key not in GradientConfig.model_fields else GradientConfig, key), default, *GRADIENT[key]]
+        )
         rows[-1][-1] = f"`{rows[-1][-1]}`"
     return table(["key", "type", "default", "meaning", "example"], rows)
 
@@ -330,17 +362,21 @@ def schedule_keys() -> str:
 
 
 def protocols() -> str:
-    names = list(PROTOCOLS)
-    keys = list(dict.fromkeys([*GENERAL, *(key for p in PROTOCOLS.values() for key in p.values)]))
-    rows = [[f"`{key}`", code(GENERAL[key]) if key in GENERAL else "", *(code(p.values[key]) if key in p.values else "" for p in PROTOCOLS.values())] for key in keys]
+    rows = [
+        [f"`{key}`", *(code(p.values[key]) if key in p.values else "" for p in PROTOCOLS.values())]
+        for key in dict.fromkeys(key for p in PROTOCOLS.values() for key in p.values)
+    ]
     for probe in dict.fromkeys(probe for p in PROTOCOLS.values() for probe in p.probes):
         cells = ["<br>".join(f"{key}: {_bundle(value)}" for key, value in p.probes.get(probe, {}).items()) for p in PROTOCOLS.values()]
-        rows.append([f"probe `{probe}`", "", *cells])
-    geometries = [p.geometry and {k: v for k, v in p.geometry.record().items() if k in ("size", "resize", "interpolation")} for p in PROTOCOLS.values()]
-    rows.append(["geometry", "the task's, else the encoder's", *(_bundle(g) if g else "" for g in geometries)])
-    rows.append(["task ids", "as written", *(f"`ID@{p.variant}` where there is one" if p.variant else "" for p in PROTOCOLS.values())])
+        rows.append([f"probe `{probe}`", *cells])
+    shown = ("size", "resize", "interpolation")
+    geometries = [
+        {key: value for key, value in p.geometry.record().items() if key in shown} if p.geometry else {} for p in PROTOCOLS.values()
+    ]
+    rows.append(["geometry", *(_bundle(geometry) if geometry else "the task's, else the encoder's" for geometry in geometries)])
+    rows.append(["task ids", *(f"`ID@{p.variant}` where there is one" if p.variant else "as written" for p in PROTOCOLS.values())])
     about = "".join(f"- `{p.name}`: {p.about}.\n" for p in PROTOCOLS.values())
-    return f"{about}\n{table(['', 'without any', *(f'`{name}`' for name in names)], rows)}"
+    return f"{about}\n{table(['', *(f'`{name}`' for name in PROTOCOLS)], rows)}"
 
 
 def _bundle(values: Mapping[str, Any]) -> str:
@@ -352,7 +388,7 @@ def _bundle(values: Mapping[str, Any]) -> str:
 
 
 def _flags(command: str) -> str:
-    parser = cli._parser()
+    parser = make_parser()
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     rows = []
     for action in commands.choices[command]._actions:
@@ -362,13 +398,14 @@ def _flags(command: str) -> str:
         value = ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else f"`{action.metavar or action.dest.upper()}`"
         value = "" if action.nargs == 0 else "(text)" if not action.option_strings and not action.choices else value
         value += " ..." if action.nargs == "+" else ""
-        default = "" if action.default in (None, [], "", False, argparse.SUPPRESS) else f"`{action.default}`"
+        unset = isinstance(action.default, (bool, list)) or action.default in (None, "", argparse.SUPPRESS)
+        default = "" if unset else f"`{action.default}`"
         rows.append([names, value, default, (action.help or "").replace("%%", "%")])
     return table(["flag", "value", "default", "meaning"], rows)
 
 
 def flags_other() -> str:
-    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in cli.COMMANDS if name not in ("run", "check"))
+    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in ("run", "check"))
 
 
 def tasks() -> str:
@@ -380,7 +417,7 @@ def tasks() -> str:
         for t in sorted(here, key=lambda task: task.id)
     ]  # fmt: skip
     known = f"\nReserved ids of ViRB 2021, *not available yet*: {', '.join(sorted(later, key=str.casefold))}.\n" if later else ""
-    return table(["id", "place", "probe", "features", "metrics (first is primary)", "geometry", "about"], rows) + known
+    return table(["id", "cell", "probe", "features", "metrics (first is primary)", "geometry", "about"], rows) + known
 
 
 def architectures() -> str:
@@ -400,20 +437,27 @@ def outputs() -> str:
 
 
 def reductions() -> str:
-    return table(["reduction", "what it gives"], [[f"`{REDUCTION[k][0]}`", REDUCTION[k][1]] for k in matched(REDUCTIONS, REDUCTION, "REDUCTION")])
+    return table(
+        ["reduction", "what it gives"], [[f"`{REDUCTION[k][0]}`", REDUCTION[k][1]] for k in matched(REDUCTIONS, REDUCTION, "REDUCTION")]
+    )
 
 
 def recognised() -> str:
     widths = ", ".join(f"{width} ({heads})" for width, heads in HEADS.items())
+    names = ", ".join(f"`{name}`" for name in RESNETS.values())
+    keys = "`cls_token`, `pos_embed`, `patch_embed.proj`, `blocks.0.attn.qkv`, ..."
     return (
-        f"- vision transformers with the key names of DINO, DeiT and timm (`cls_token`, `pos_embed`, `patch_embed.proj`, `blocks.0.attn.qkv`, ...), "
-        f"any depth and patch size; heads are told by the width: {widths};\n- torchvision's ResNets: {', '.join(f'`{name}`' for name in RESNETS.values())}.\n"
+        f"- vision transformers with the key names of DINO, DeiT and timm ({keys}), any depth and patch size; the width tells the "
+        f"number of heads: {widths};\n- torchvision's ResNets: {names}.\n"
     )
 
 
 def metrics() -> str:
     found = [find_metric(name) for name in metric_names()]
-    return table(["metric", "in tables", "better", "unit"], [[f"`{m.name}`", m.title, "higher" if m.higher_is_better else "lower", m.unit] for m in found])
+    return table(
+        ["metric", "in tables", "better", "unit"],
+        [[f"`{m.name}`", m.title, "higher" if m.higher_is_better else "lower", m.unit] for m in found],
+    )
 
 
 def columns() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,28 +14,32 @@ import torch
 from virb.config import (
     EncoderConfig,
     TaskConfig,
+    Where,
     encoder_config_from_mapping,
     load_experiment_list,
     load_task_configs,
     task_config_from_mapping,
 )
+from virb.config.check import did_you_mean
 from virb.data.datasets import load_dataset
 from virb.data.images import ArrayImages, Dataset, ImageList
 from virb.data.loader import load_batches
 from virb.data.transforms import Geometry
-from virb.encoders.base import Encoder, Request
+from virb.encoders.base import Encoder
 from virb.encoders.load import encoder_names, load_encoder
-from virb.errors import ConfigError, Problem, ViRBError
+from virb.errors import ConfigError, Problem, UserError
 from virb.features.passes import Numerics, PassOptions
 from virb.features.passes import encode as encode_pixels
-from virb.plan.build import build_plan
-from virb.plan.jobs import InMemory, Plan, RunSettings
+from virb.plan.build import draft_plan
+from virb.plan.jobs import InMemory, RunSettings
+from virb.plan.units import assemble
 from virb.results.load import load_results
 from virb.results.tables import text_table
 from virb.runner.devices import parse_devices, resolve_precision
 from virb.runner.run import claim, execute, nothing_to_do
+from virb.runner.settings import make_settings
 from virb.runner.worker import ENCODE_BATCH
-from virb.tasks.resolve import TaskVocabulary
+from virb.tasks.vocabulary import TaskVocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +67,7 @@ class Results:
 
 
 def dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
-    """A dataset by name (``virb list datasets``), or ``module:function``. ``dataset("digits").lists["test"]`` is an image list."""
+    """A dataset by name (``virb list datasets``), or ``module:function``. ``dataset("digits").images("test")`` is an image list."""
     return load_dataset(name, root, **options)
 
 
@@ -79,25 +83,41 @@ def encode(
 ) -> dict[str, torch.Tensor]:
     """Outputs of every image, in order: request -> float32 CPU tensor (N, ...).
 
-    ``images``: an image list, or uint8 N x H x W x 3. ``size``: pixels (or height, width) in place of the encoder's own input size.
-    Nothing is cached on disk.
+    ``images``: an image list, or uint8 N x H x W x 3 (or N x H x W, grey). ``size``: pixels (or height, width) in place of the encoder's
+    own input size. Nothing is cached on disk.
     """
     network = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     if isinstance(images, np.ndarray):
-        images = ArrayImages("images", images, [f"{i:08d}" for i in range(len(images))])
+        images = _as_list(images)
+    if not len(images):
+        raise UserError("there are no images to encode")
     spec = network.spec.input
     shape = (size, size) if isinstance(size, int) else size or spec.size
     geometry = Geometry(shape, spec.resize, spec.crop, spec.crop_pct, spec.interpolation, None)
-    place = torch.device(device)
+    place = torch.device(parse_devices(device)[0])
     numerics = Numerics(resolve_precision(precision, place.type), place.type)
     options = PassOptions(numerics, batch_size or ENCODE_BATCH[place.type], 0)
     network = network.to(place)
-    requests = [str(Request.parse(text)) for text in want]
+    want = [want] if isinstance(want, str) else list(want)
+    requests = [str(network.spec.check(text)) for text in want]
     found: dict[str, list[torch.Tensor]] = {request: [] for request in requests}
+    unique = list(found)
     for batch in load_batches(images, np.arange(len(images)), (geometry,), options.batch_size, 0, on_bad_image="error"):
-        for request, values in encode_pixels(network, batch.pixels[geometry], requests, place, options).items():
+        for request, values in encode_pixels(network, batch.pixels[geometry], unique, place, options).items():
             found[request] += values
     return {text: torch.stack(found[request]).clone() for text, request in zip(want, requests, strict=True)}
+
+
+def _as_list(images: np.ndarray) -> ArrayImages:
+    try:
+        return ArrayImages("images", images, [f"{i:08d}" for i in range(len(images))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"images: {error}") from error
+
+
+OPTIONS = frozenset(
+    ("seed", "protocol", "input_size", "force", "no_cache", "cache_dir", "cache_budget", "data_root", "num_workers", "keep_heads")
+)
 
 
 def run(
@@ -113,46 +133,29 @@ def run(
     """Runs encoders on tasks and adds the results to ``out``; what is done already is not done again.
 
     ``experiments``: names to encoders (anything ``load_encoder`` takes, networks included), or an experiment-list file.
-    ``tasks``: task ids, a mapping of labels to the keys of a task config, or a task-config file. ``options`` are those of the command line
-    (``seed``, ``protocol``, ``input_size``, ``force``, ``no_cache``, ``cache_dir``, ``cache_budget``, ``data_root``, ``num_workers``,
-    ``keep_heads``).
-    Networks from memory run in this process: with several devices their class must be importable.
+    ``tasks``: task ids, a mapping of labels to the keys of a task config, or a task-config file. ``options`` are those of the command
+    line (``seed``, ``protocol``, ``input_size``, ``force``, ``no_cache``, ``cache_dir``, ``cache_budget``, ``data_root``, ``num_workers``,
+    ``keep_heads``). Every mistake in what is given is in one ConfigError, and nothing is run.
+    Networks from memory run in this process on CPUs; on several GPUs their class must be importable.
     """
     from rich.console import Console
 
-    names = parse_devices(devices)
-    settings = RunSettings(
-        out=Path(out), devices=names, precision=resolve_precision(precision, names[0]), command=("virb.run",), **_paths(options)
-    )
-    words = TaskVocabulary(encoder_names())
+    unknown = sorted(set(options) - OPTIONS)
+    if unknown:
+        hint = did_you_mean(unknown[0], OPTIONS) or f"; there are {', '.join(sorted(OPTIONS))}"
+        raise UserError(f"virb.run has no option {unknown[0]!r}{hint}")
     problems: list[Problem] = []
+    given = {**options, "out": out, "devices": devices, "precision": precision, "command": ("virb.run",)}
+    settings = make_settings(given, problems, place="<python>")
+    words = TaskVocabulary(encoder_names())
     texts: dict[str, str] = {}
-    encoders: list[EncoderConfig | InMemory] = []
-    if isinstance(experiments, Mapping):
-        for name, what in experiments.items():
-            try:
-                in_memory = isinstance(what, torch.nn.Module)
-                encoders.append(InMemory(name, what) if in_memory else encoder_config_from_mapping(name, _plain(what), words))
-            except ConfigError as error:
-                problems += error.problems
-        if any(isinstance(e, InMemory) for e in encoders) and names[0] == "cpu":
-            settings = _single(settings)
-    else:
-        loaded = load_experiment_list([Path(experiments)], words)
-        encoders, problems, texts = list(loaded.items), [*problems, *loaded.problems], {**texts, **loaded.texts}
-    configs: list[TaskConfig] = []
-    if isinstance(tasks, str | PathLike):
-        read = load_task_configs([Path(tasks)], words, protocol=settings.protocol)
-        configs, problems, texts = list(read.items), [*problems, *read.problems], {**texts, **read.texts}
-    else:
-        given = tasks if isinstance(tasks, Mapping) else {task.rpartition(":")[2]: {"task": task} for task in tasks}
-        for label, mapping in given.items():
-            try:
-                configs.append(task_config_from_mapping(label, mapping, words, protocol=settings.protocol))
-            except ConfigError as error:
-                problems += error.problems
+    encoders = _encoders(experiments, words, problems, texts)
+    configs = _tasks(tasks, words, settings, problems, texts)
+    if settings.device_kind == "cpu" and any(isinstance(config, InMemory) for config in encoders):
+        settings = replace(settings, devices=settings.devices[:1])  # numbers do not depend on it
+    draft = draft_plan(settings, encoders, configs, problems, texts=texts)
     with claim(settings.out) as lease:
-        plan: Plan = build_plan(settings, encoders, configs, problems)
+        plan = assemble(draft)
         if not plan.to_do:
             nothing_to_do(plan)
             return Results(settings.out, (), tuple(job.id for job in plan.done), {})
@@ -160,19 +163,39 @@ def run(
     return Results(settings.out, tuple(j.id for j in summary.done), tuple(j.id for j in summary.skipped), dict(summary.failed))
 
 
-def _single(settings: RunSettings) -> RunSettings:
-    from dataclasses import replace
+def _encoders(experiments: Any, words: TaskVocabulary, problems: list[Problem], texts: dict[str, str]) -> list[EncoderConfig | InMemory]:
+    if isinstance(experiments, str | PathLike):
+        loaded = load_experiment_list(Path(experiments), words)
+        problems += loaded.problems
+        texts.update(loaded.texts)
+        return list(loaded.items)
+    if not isinstance(experiments, Mapping):
+        raise UserError(f"experiments: expected a mapping of names to encoders, or a file, but got {type(experiments).__name__}")
+    encoders: list[EncoderConfig | InMemory] = []
+    for name, what in experiments.items():
+        if isinstance(what, torch.nn.Module):
+            encoders.append(InMemory(str(name), what, Where("<python>", 0, str(name))))
+            continue
+        try:
+            encoders.append(encoder_config_from_mapping(str(name), what, words))
+        except ConfigError as error:
+            problems += error.problems
+    return encoders
 
-    return replace(settings, devices=settings.devices[:1])
 
-
-def _plain(what: Any) -> Any:
-    return str(what) if isinstance(what, PathLike) else what
-
-
-def _paths(options: dict[str, Any]) -> dict[str, Any]:
-    known = {"seed", "protocol", "input_size", "force", "no_cache", "cache_dir", "cache_budget", "data_root", "num_workers", "keep_heads"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ViRBError(f"virb.run has no option {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    return {key: Path(value) if key in ("cache_dir", "data_root") and value is not None else value for key, value in options.items()}
+def _tasks(tasks: Any, words: TaskVocabulary, settings: RunSettings, problems: list[Problem], texts: dict[str, str]) -> list[TaskConfig]:
+    if isinstance(tasks, str) and not Path(tasks).exists() and words.has_task(tasks):
+        tasks = [tasks]
+    if isinstance(tasks, str | PathLike):
+        loaded = load_task_configs(Path(tasks), words, protocol=settings.protocol)
+        problems += loaded.problems
+        texts.update(loaded.texts)
+        return list(loaded.items)
+    pairs = tasks.items() if isinstance(tasks, Mapping) else [(str(task).rpartition(":")[2], {"task": task}) for task in tasks]
+    configs: list[TaskConfig] = []
+    for label, mapping in pairs:
+        try:
+            configs.append(task_config_from_mapping(str(label), mapping, words, protocol=settings.protocol))
+        except ConfigError as error:
+            problems += error.problems
+    return configs

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_NO_FILES = {"command line", "<python>"}  # where a problem can be besides files
+_LONGEST_MESSAGE = 4000  # characters; some libraries print whole tensors
 
 
 class ViRBError(Exception):
@@ -41,10 +46,30 @@ class ConfigError(UserError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(set(problems)))
-        files = {problem.file for problem in self.problems}
-        head = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)} in {len(files)} file{'s' * (len(files) != 1)}:"
+        files = {problem.file for problem in self.problems} - _NO_FILES
+        count = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
+        head = f"{count} in {len(files)} file{'s' * (len(files) != 1)}:" if files else f"{count}:"
         places = [f"{p.file}:{p.line}" if p.line else p.file for p in self.problems]
         width = max(map(len, places), default=0)
         keys = max((len(p.key) for p in self.problems), default=0)
-        lines = [f"  {place:<{width}}  {p.key:<{keys}}  {p.message}" for place, p in zip(places, self.problems, strict=True)]
+        further = "\n" + " " * (width + keys + 6)  # of a message with several lines
+        lines = [
+            f"  {place:<{width}}  {p.key:<{keys}}  {p.message.replace(chr(10), further)}"
+            for place, p in zip(places, self.problems, strict=True)
+        ]
         super().__init__("\n".join([head, *lines]))
+
+
+def describe(error: BaseException) -> str:
+    """One or two lines for people; for errors that are not meant for them, where it happened, and the traceback after that."""
+    if isinstance(error, ViRBError):
+        return str(error).strip() or type(error).__name__
+    last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+    place = f" ({os.path.basename(last.filename)}:{last.lineno})" if last else ""
+    message = str(error)
+    if len(message) > _LONGEST_MESSAGE:
+        message = f"{message[:_LONGEST_MESSAGE]} ..."
+    trace = "".join(traceback.format_exception(error))
+    if len(trace) > 4 * _LONGEST_MESSAGE:
+        trace = f"{trace[: 2 * _LONGEST_MESSAGE]}\n...\n{trace[-2 * _LONGEST_MESSAGE :]}"
+    return f"{type(error).__name__}: {message}{place}\n{trace}"

@@ -56,7 +56,7 @@ def test_the_covering_size_covers_barely_and_keeps_the_aspect(shape, size):
     height, width = covering_size(*shape, size, 1.0)
     assert height >= size[0]
     assert width >= size[1]
-    assert (height == size[0] or width == size[1])
+    assert height == size[0] or width == size[1]
     scale = max(height / shape[0], width / shape[1])
     assert abs(height - scale * shape[0]) <= 1.0
     assert abs(width - scale * shape[1]) <= 1.0

@@ -111,7 +111,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def assert_same_results(one: Path, other: Path) -> None:
-    """Every file of two stores says the same: JSON but for volatile fields, arrays, heads and curves value by value, tables byte by byte."""
+    """Every file of two stores says the same: JSON but for volatile fields; arrays, heads, curves and tables value by value."""
     import torch
 
     assert result_files(one) == result_files(other)

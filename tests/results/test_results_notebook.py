@@ -29,6 +29,7 @@ def test_outputs_are_stripped(notebook):
 def test_it_runs_on_a_store_and_shows_table_plots_and_failures(notebook, store, failure, monkeypatch):
     write_failure(store, failure("broken", "digits"))
     monkeypatch.setenv("VIRB_OUT", str(store))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook shows its plots inline
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     nbclient.NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}

@@ -7,7 +7,7 @@ between processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -41,7 +41,7 @@ def load_batches(
     workers: int = 0,
     on_bad_image: Literal["error", "skip"] = "error",
     count: Callable[[int], None] | None = None,
-) -> Iterator[LoadedBatch]:
+) -> Generator[LoadedBatch, None, None]:
     """Images ``rows`` in this order, ``batch_size`` at a time (the last batch may be smaller).
 
     ``workers`` threads decode ahead, by at most two batches; 0 decodes in line. A bad image raises BadImage ("error"), or is black

@@ -7,7 +7,7 @@ checksummed; a slice is there when its ``.json`` is there, an entry when all its
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from virb.errors import ViRBError
-from virb.io import hash_record, make_folder, read_json, write_atomic, write_json
+from virb.io import clean_temporaries, hash_record, make_folder, read_json, write_atomic, write_json
 
 SLICE_ROWS = 512  # fixed: passes are cut here whatever the number of devices, and encoding batches never cross a border
 LAYOUT = 1
@@ -41,7 +41,11 @@ class EntryRecord:
 
     @property
     def key(self) -> str:
-        return hash_record(asdict(self))
+        return hash_record(self.in_clear())
+
+    def in_clear(self) -> dict[str, Any]:
+        """What the key hashes: the fields, and how files lie on disk."""
+        return {"layout": LAYOUT, "slice_rows": SLICE_ROWS, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -73,30 +77,28 @@ class FeatureCache:
         """Makes the entry's folder and writes its record in clear; harmless when it is there already."""
         path = self.entry_folder(record.key) / "record.json"
         if not path.exists():
-            write_json(path, {"kind": "feature_entry", "layout": LAYOUT, "n_rows": n_rows, "slice_rows": SLICE_ROWS, **asdict(record)})
+            write_json(path, {"kind": "feature_entry", "n_rows": n_rows, **record.in_clear()})
 
     def has_slice(self, key: str, start: int) -> bool:
-        return self._slice_path(key, start, "json").exists()
+        return all(self._slice_path(key, start, extension).exists() for extension in ("bin", "json"))
 
     def missing_slices(self, key: str, n_rows: int) -> list[tuple[int, int]]:
         folder = self.entry_folder(key)
-        if not folder.is_dir():
-            return slice_bounds(n_rows)
-        there = {path.stem for path in folder.glob("[0-9]*.json")}
-        return [(start, stop) for start, stop in slice_bounds(n_rows) if f"{start:010d}" not in there]
+        there = set(os.listdir(folder)) if folder.is_dir() else set()
+        return [(start, stop) for start, stop in slice_bounds(n_rows) if not {f"{start:010d}.bin", f"{start:010d}.json"} <= there]
 
     def write_slice(self, key: str, start: int, rows: Sequence[np.ndarray] | np.ndarray, bad: Mapping[int, str]) -> None:
         """``rows`` are float32 arrays: one array (n, *shape), or a list of n arrays of different shapes."""
         if isinstance(rows, np.ndarray):
-            values, shapes, count = rows.reshape(-1), [rows.shape[1:]], len(rows)
+            values, shapes, count = as_stored(rows).reshape(-1), [rows.shape[1:]], len(rows)
         else:
-            values, shapes, count = np.concatenate([row.reshape(-1) for row in rows]), [row.shape for row in rows], len(rows)
-        dtype = np.float16 if not values.size or np.abs(values).max() <= _FLOAT16_MAX else np.float32
-        data = np.ascontiguousarray(values, dtype=dtype).tobytes()
+            stored = [as_stored(row[None]).reshape(-1) for row in rows]
+            values, shapes, count = np.concatenate(stored), [row.shape for row in rows], len(rows)
+        data = np.ascontiguousarray(values).tobytes()
         header = {
             "start": start,
             "stop": start + count,
-            "dtype": np.dtype(dtype).name,
+            "dtype": values.dtype.name,
             "shapes": [list(shape) for shape in shapes],
             "crc32": zlib.crc32(data),
             "bad": {str(row): reason for row, reason in bad.items()},
@@ -105,42 +107,63 @@ class FeatureCache:
         write_json(self._slice_path(key, start, "json"), header)
 
     def slices(self, key: str, n_rows: int) -> list[Slice]:
-        """All slices of a complete entry, in order; a damaged one is removed and reported, so that the next run makes it again."""
-        found = []
+        """All slices of a complete entry, in order; damaged ones are removed and reported, so that the next run makes them again."""
+        found, damaged = [], []
         for start, stop in slice_bounds(n_rows):
-            header_path, data_path = self._slice_path(key, start, "json"), self._slice_path(key, start, "bin")
-            try:
-                header = read_json(header_path)
-                data = data_path.read_bytes()
-            except FileNotFoundError as error:
-                raise ViRBError(f"the feature cache lost {error.filename} while it was needed; run the same command again") from error
-            if header["stop"] != stop or zlib.crc32(data) != header["crc32"]:
-                self._forget(header_path)
-                raise ViRBError(f"{data_path} is damaged; it was removed: run the same command again to make it anew")
-            bad = {int(row): reason for row, reason in header["bad"].items()}
-            found.append(Slice(start, stop, data_path, header["dtype"], tuple(tuple(s) for s in header["shapes"]), bad))
+            piece = self._read_slice(key, start, stop)
+            if piece is None:
+                with suppress(OSError):
+                    self._slice_path(key, start, "json").unlink()
+                damaged.append(self._slice_path(key, start, "bin"))
+            else:
+                found.append(piece)
+        if damaged:
+            more = f" (and {len(damaged) - 1} more of this entry)" if len(damaged) > 1 else ""
+            raise ViRBError(f"{damaged[0]} is damaged or gone{more}; what was left of it is removed: run the same command again")
         return found
+
+    def _read_slice(self, key: str, start: int, stop: int) -> Slice | None:
+        """None when a file is gone, or is not what was written."""
+        path = self._slice_path(key, start, "bin")
+        try:
+            header = read_json(self._slice_path(key, start, "json"))
+            data = path.read_bytes()
+            bad = {int(row): reason for row, reason in header["bad"].items()}
+            piece = Slice(start, stop, path, header["dtype"], tuple(tuple(s) for s in header["shapes"]), bad)
+            intact = (header["start"], header["stop"], header["crc32"]) == (start, stop, zlib.crc32(data))
+        except (FileNotFoundError, ViRBError, KeyError, TypeError, AttributeError, ValueError):
+            return None
+        return piece if intact else None
 
     def size(self) -> int:
         """Bytes of all values in the cache."""
-        return sum(path.stat().st_size for path in self.folder.glob("??/*/*.bin"))
+        total = 0
+        for path in self.folder.glob("??/*/[0-9]*.bin"):
+            with suppress(FileNotFoundError):  # another run may be at work here
+                total += path.stat().st_size
+        return total
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def check_writable(self) -> None:
+        """Raises UserError when it is not; takes away what killed processes left half-written."""
         probe = make_folder(self.folder) / ".tmp-probe"
         write_atomic(probe, b"")
         probe.unlink(missing_ok=True)
+        for folder in self.folder.glob("??/*/"):
+            clean_temporaries(folder)
 
     def _slice_path(self, key: str, start: int, extension: str) -> Path:
         return self.entry_folder(key) / f"{start:010d}.{extension}"
 
-    @staticmethod
-    def _forget(header_path: Path) -> None:
-        with suppress(OSError):
-            header_path.unlink()
 
-
-def record_text(record: EntryRecord) -> str:
-    return json.dumps(asdict(record), indent=1, sort_keys=True)
+def as_stored(rows: np.ndarray) -> np.ndarray:
+    """float32 rows (n, *shape) as the cache keeps them: float16, or float32 when a row would overflow, the other rows then still rounded
+    to float16. So what is read back of a row does not depend on its neighbours, nor on whether it was cached or streamed."""
+    fits = np.abs(rows.reshape(len(rows), -1)).max(axis=1, initial=0) <= _FLOAT16_MAX
+    if fits.all():
+        return rows.astype(np.float16)
+    stored = rows.astype(np.float32)
+    stored[fits] = rows[fits].astype(np.float16)
+    return stored

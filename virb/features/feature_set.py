@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +12,8 @@ import numpy as np
 import torch
 
 from virb.features.cache import Slice
+
+_MOST_MAPS = 64  # a map holds its file open, and an entry may have more slices than a process may have open files
 
 
 class Rows(Protocol):
@@ -36,14 +40,14 @@ class MappedRows:
     def __init__(self, slices: Sequence[Slice]) -> None:
         self._starts = np.array([s.start for s in slices])
         self._length = slices[-1].stop if slices else 0
-        self._maps = [np.memmap(s.path, dtype=s.dtype, mode="r") if s.stop > s.start else np.zeros(0) for s in slices]
         self._slices = slices
+        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
         shapes = {shape for s in slices for shape in s.shapes}
         self.shape: tuple[int, ...] | None = next(iter(shapes)) if len(shapes) == 1 else None
         self.bad = {row: reason for s in slices for row, reason in s.bad.items()}
         self.dtype = torch.float32 if any(s.dtype == "float32" for s in slices) else torch.float16
         if self.shape is None:
-            counts = [[int(np.prod(shape)) for shape in _row_shapes(s)] for s in slices]
+            counts = [[math.prod(shape) for shape in _row_shapes(s)] for s in slices]
             self._offsets = [np.concatenate([[0], np.cumsum(c)]) for c in counts]
 
     def __len__(self) -> int:
@@ -51,7 +55,17 @@ class MappedRows:
 
     @property
     def nbytes(self) -> int:
-        return sum(m.nbytes for m in self._maps)
+        return sum(np.dtype(s.dtype).itemsize * sum(math.prod(shape) for shape in _row_shapes(s)) for s in self._slices)
+
+    def _map(self, index: int) -> np.ndarray:
+        """The values of a slice."""
+        if index not in self._maps:
+            piece = self._slices[index]
+            self._maps[index] = np.memmap(piece.path, dtype=piece.dtype, mode="r")
+            if len(self._maps) > _MOST_MAPS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(index)
+        return self._maps[index]
 
     def read(self, rows: np.ndarray) -> torch.Tensor:
         if self.shape is None:
@@ -61,7 +75,7 @@ class MappedRows:
         which = np.searchsorted(self._starts, rows, side="right") - 1
         for index in np.unique(which):
             here = np.flatnonzero(which == index)
-            block = self._maps[index].reshape(-1, *self.shape)
+            block = self._map(int(index)).reshape(-1, *self.shape)
             out[torch.from_numpy(here)] = torch.from_numpy(np.asarray(block[rows[here] - self._starts[index]])).to(self.dtype)
         return out
 
@@ -70,7 +84,7 @@ class MappedRows:
             return self.read(np.array([row]))[0]
         index = int(np.searchsorted(self._starts, row, side="right")) - 1
         local = row - int(self._starts[index])
-        values = self._maps[index][self._offsets[index][local] : self._offsets[index][local + 1]]
+        values = self._map(index)[self._offsets[index][local] : self._offsets[index][local + 1]]
         return torch.from_numpy(np.array(values)).reshape(_row_shapes(self._slices[index])[local])
 
 

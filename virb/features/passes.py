@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from virb.data.images import ImageList
-from virb.data.loader import load_batches
+from virb.data.loader import LoadedBatch, load_batches
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
-from virb.errors import ViRBError
+from virb.errors import ViRBError, describe
 from virb.features.cache import STORAGE, FeatureCache
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,35 +84,36 @@ def run_slice(
 
     Images that cannot be decoded are noted in the slice; each task decides what that means for its samples (``on_bad_image``)."""
     report = PassReport()
-    by_geometry: dict[Geometry, dict[str, list[Wanted]]] = defaultdict(lambda: defaultdict(list))
+    forwards: dict[tuple[Geometry, str], list[Wanted]] = defaultdict(list)
     for item in wanted:
-        by_geometry[item.geometry][item.encoder].append(item)
+        forwards[item.geometry, item.encoder].append(item)
     kept: dict[str, list[torch.Tensor]] = defaultdict(list)
     bad: dict[int, str] = {}
+    memory = Memory(report.notes)
 
     def count(n: int) -> None:
         report.decoded += n
 
     rows = np.arange(start, stop)
-    batches = load_batches(images, rows, tuple(by_geometry), options.batch_size, options.loader_threads, on_bad_image="skip", count=count)
-    for batch in _timed(batches, report, "decode"):
-        bad.update(batch.bad)
-        began = time.perf_counter()
-        for geometry, users in by_geometry.items():
-            for name, items in users.items():
+    geometries = [item.geometry for item in wanted]
+    batches = load_batches(images, rows, geometries, options.batch_size, options.loader_threads, on_bad_image="skip", count=count)
+    with closing(batches):
+        for batch in _timed(batches, report, "decode"):
+            bad.update(batch.bad)
+            began = time.perf_counter()
+            for (_, name), items in forwards.items():
                 live = [item for item in items if item.key not in report.failed]
-                if not live:
-                    continue
-                try:
-                    outputs = encode(encoders[name], batch.pixels[geometry], [i.request for i in live], device, options, report.notes)
-                    for item in live:
-                        _check_finite(outputs[item.request], name, item.request, images, batch.rows, bad)
-                        kept[item.key].extend(outputs[item.request])
-                except ViRBError as error:
-                    report.failed.update({item.key: str(error) for item in live})
-        report.seconds["encode"] += time.perf_counter() - began
-        report.rows += len(batch.rows)
-        tell(report.rows)
+                for item, values in _outputs(encoders[name], live, images, batch, device, options, memory):
+                    if isinstance(values, str):
+                        report.failed[item.key] = values
+                        kept.pop(item.key, None)
+                    else:
+                        kept[item.key].extend(values)
+            report.seconds["encode"] += time.perf_counter() - began
+            report.rows += len(batch.rows)
+            tell(report.rows)
+            if len(report.failed) == len(wanted):
+                return report
     began = time.perf_counter()
     for item in wanted:
         if item.key not in report.failed:
@@ -121,23 +122,69 @@ def run_slice(
     return report
 
 
+def _outputs(
+    encoder: Encoder,
+    items: Sequence[Wanted],
+    images: ImageList,
+    batch: LoadedBatch,
+    device: torch.device,
+    options: PassOptions,
+    memory: Memory,
+) -> Iterator[tuple[Wanted, list[torch.Tensor] | str]]:
+    """What one encoder gives of one batch at one geometry: for each item its rows, or why there are none."""
+    if not items:
+        return
+    name = items[0].encoder
+    skip = [place for place, row in enumerate(batch.rows.tolist()) if row in batch.bad]
+    try:
+        found = encode(encoder, batch.pixels[items[0].geometry], [i.request for i in items], device, options, memory, skip)
+    except ViRBError as error:
+        yield from ((item, describe(error)) for item in items)
+        return
+    except Exception as error:  # noqa: BLE001 - a user's network may raise anything; the other encoders of the pass go on
+        yield from ((item, f"{name}: {describe(error)}") for item in items)
+        return
+    for item in items:
+        culprit = first_not_finite(found[item.request])
+        yield item, found[item.request] if culprit is None else not_finite(name, item.request, images, int(batch.rows[culprit]))
+
+
+@dataclass
+class Memory:
+    """How many images of a shape an encoder takes at once, as running out of memory has taught, and what to tell the user about it."""
+
+    notes: list[str] = field(default_factory=list)
+    most: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
+
+
 def encode(
     encoder: Encoder,
     pixels: torch.Tensor | Sequence[torch.Tensor],
     requests: Sequence[str],
     device: torch.device,
     options: PassOptions,
-    notes: list[str] | None = None,
+    memory: Memory | None = None,
+    skip: Collection[int] = (),
 ) -> dict[str, list[torch.Tensor]]:
     """Outputs per request, one float32 CPU tensor per image. Batches have one fixed shape (the last is padded), so that no image's
-    values depend on how many neighbours it has; images of different sizes go in runs of equal shape."""
+    values depend on how many neighbours it has; images of different sizes go one by one.
+
+    ``skip``: places of images that could not be decoded. They get zeros, or an empty tensor where sizes differ."""
+    memory = memory or Memory()
     if isinstance(pixels, torch.Tensor):
-        return _encode_block(encoder, pixels, requests, device, options, options.batch_size, notes)
-    outputs: dict[str, list[torch.Tensor]] = {request: [] for request in requests}
-    for begin, end in _runs_of_equal_shape(pixels):
-        block = _encode_block(encoder, torch.stack(list(pixels[begin:end])), requests, device, options, end - begin, notes)
+        outputs = _encode_block(encoder, pixels, requests, device, options.numerics, options.batch_size, memory)
+        for values in outputs.values():
+            for place in skip:
+                values[place] = torch.zeros_like(values[place])
+        return outputs
+    outputs = {request: [] for request in requests}
+    for place, image in enumerate(pixels):
+        if place in skip:
+            one = {request: [torch.zeros(0)] for request in requests}
+        else:
+            one = _encode_block(encoder, image[None], requests, device, options.numerics, 1, memory)
         for request in requests:
-            outputs[request].extend(block[request])
+            outputs[request] += one[request]
     return outputs
 
 
@@ -146,27 +193,29 @@ def _encode_block(
     pixels: torch.Tensor,
     requests: Sequence[str],
     device: torch.device,
-    options: PassOptions,
+    numerics: Numerics,
     batch_size: int,
-    notes: list[str] | None,
+    memory: Memory,
 ) -> dict[str, list[torch.Tensor]]:
     outputs: dict[str, list[torch.Tensor]] = {request: [] for request in requests}
-    try:
-        for begin in range(0, len(pixels), batch_size):
-            part = pixels[begin : begin + batch_size]
-            for request, values in forward(encoder, part, requests, device, options.numerics, batch_size).items():
-                outputs[request].extend(values.cpu())
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        if batch_size == 1:
-            raise ViRBError(
-                f"{encoder.spec.name} ran out of memory on {device} with a single image of {tuple(pixels.shape[-2:])}"
-            ) from error
-        if notes is not None:
-            notes.append(
-                f"{device} ran out of memory encoding with {encoder.spec.name} (batch {batch_size}): going on with {batch_size // 2}"
-            )
-        return _encode_block(encoder, pixels, requests, device, options, batch_size // 2, notes)
+    kind = (encoder.spec.name, tuple(pixels.shape[1:]))
+    begin = 0
+    while begin < len(pixels):
+        size = min(batch_size, memory.most.get(kind, batch_size))
+        try:
+            found = forward(encoder, pixels[begin : begin + size], requests, device, numerics, size)
+        except torch.OutOfMemoryError:
+            found = None
+        if found is None:  # not in the except clause, where the error still holds the tensors of the failed forward
+            torch.cuda.empty_cache()
+            if size == 1:
+                raise ViRBError(f"{encoder.spec.name} ran out of memory on {device} with a single image of {tuple(pixels.shape[-2:])}")
+            memory.most[kind] = size // 2
+            memory.notes.append(f"{device} ran out of memory encoding with {encoder.spec.name} (batch {size}): going on with {size // 2}")
+            continue
+        for request, values in found.items():
+            outputs[request].extend(values.cpu())
+        begin += size
     return outputs
 
 
@@ -184,34 +233,27 @@ def forward(
         values = found[request]
         if not isinstance(values, torch.Tensor):
             raise ViRBError(f"{request} of {encoder.spec.name} is several maps; ask for one of them (or reduce each and join with +)")
-        if len(values) != batch_size:
-            raise ViRBError(f"{encoder.spec.name} gave {len(values)} rows of {request} for a batch of {batch_size} images")
+        if values.ndim < 2 or len(values) != batch_size:
+            raise ViRBError(
+                f"{encoder.spec.name} gave {request} of shape {tuple(values.shape)} for a batch of {batch_size} images; "
+                f"expected {batch_size} rows of at least one value"
+            )
         outputs[request] = values[:n].float()
     return outputs
 
 
-def _check_finite(
-    values: Sequence[torch.Tensor], encoder: str, request: str, images: ImageList, rows: np.ndarray, bad: Mapping[int, str]
-) -> None:
-    for row, value in zip(rows.tolist(), values, strict=True):
-        if row not in bad and not torch.isfinite(value).all():
-            raise ViRBError(
-                f"{encoder} gave NaN or infinite values of {request} for image {images.ids[row]}; check its weights and normalisation"
-            )
+def first_not_finite(values: Sequence[torch.Tensor]) -> int | None:
+    return next((place for place, value in enumerate(values) if not torch.isfinite(value).all()), None)
+
+
+def not_finite(encoder: str, request: str, images: ImageList, row: int) -> str:
+    return f"{encoder} gave NaN or infinite values of {request} for image {images.ids[row]}; check its weights and normalisation"
 
 
 def _as_block(values: list[torch.Tensor]) -> np.ndarray | list[np.ndarray]:
     if len({value.shape for value in values}) == 1:
         return torch.stack(values).numpy()
     return [value.numpy() for value in values]
-
-
-def _runs_of_equal_shape(pixels: Sequence[torch.Tensor]) -> Iterator[tuple[int, int]]:
-    begin = 0
-    for end in range(1, len(pixels) + 1):
-        if end == len(pixels) or pixels[end].shape != pixels[begin].shape:
-            yield begin, end
-            begin = end
 
 
 def _timed(batches: Iterator[Any], report: PassReport, stage: str) -> Iterator[Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import virb
-from virb.plan.jobs import Job, Plan
+from virb.plan.geometry import geometry_text, own_geometry, size_in_pixels
+from virb.plan.jobs import Job, Plan, PlannedEncoder
+from virb.probes.base import FIT, SELECT
 
 
 def size_text(n_bytes: float) -> str:
@@ -46,10 +48,77 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"  done    {many(len(plan.done), 'job')} already (--force runs them again)"
     if passes := list(_passes(plan)):
         yield f"  passes  {' · '.join(passes)}"
-    cached = f"{size_text(plan.bytes_cached)} cached already" if plan.bytes_cached else "nothing cached yet"
-    yield f"  keeps   {size_text(plan.bytes_new)} of new features in {plan.context.cache_folder} · {cached} · {time_text(plan.seconds)}"
+    if plan.to_do:
+        kept = f"{size_text(plan.bytes_new)} of features in {plan.context.cache_folder}"
+        yield f"  keeps   {kept} · {_cached(plan)} · {time_text(plan.seconds)}"
     for note in plan.notes:
         yield f"  note    {note}"
+
+
+def check_report(plan: Plan) -> Iterator[str]:
+    """Everything ``virb check`` says: encoders, tasks, jobs, and the plan in numbers."""
+    yield f"ViRB {virb.__version__} · {plan.settings.out}"
+    for part in (_encoders(plan), _tasks(plan), _jobs(plan), _numbers(plan)):
+        yield ""
+        yield from part
+
+
+def _encoders(plan: Plan) -> Iterator[str]:
+    encoders = plan.context.encoders
+    yield many(len(encoders), "encoder")
+    yield from _aligned([(name, f"{e.spec.n_params / 1e6:.1f} M", _input(e), e.spec.source) for name, e in encoders.items()])
+
+
+def _input(encoder: PlannedEncoder) -> str:
+    return geometry_text(own_geometry(encoder.spec))
+
+
+def _tasks(plan: Plan) -> Iterator[str]:
+    tasks = {job.label: job for job in plan.jobs}
+    yield many(len(tasks), "task")
+    rows = []
+    for label, job in tasks.items():
+        counts = " / ".join(f"{role} {job.n_samples[role]:,}" for role in job.roles if not job.roles[role].held_out)
+        held_out = ", select held out of fit" if any(role.held_out for role in job.roles.values()) else ""
+        chosen = "" if SELECT in job.roles or FIT not in job.roles else f", selection {job.task.selection}"
+        protocol = "" if job.task.protocol == "default" else f", {job.task.protocol}"
+        what = f"{job.task.task.id}, {job.task.probe}, {many(len(job.task.configs), 'config')}{protocol}"
+        rows.append((label, what, f"{counts}{held_out}{chosen}"))
+    yield from _aligned(rows)
+
+
+def _jobs(plan: Plan) -> Iterator[str]:
+    yield many(len(plan.jobs), "job")
+    done = {job.id for job in plan.done}
+    rows = []
+    for job in plan.jobs:
+        geometry = f"{geometry_text(job.geometry)} ({job.geometry_from})"
+        rows.append((f"{job.encoder} x {job.label}", geometry, size_text(job.nbytes), "done" if job.id in done else _tier(plan, job)))
+    yield from _aligned(rows)
+
+
+def _numbers(plan: Plan) -> Iterator[str]:
+    """The plan in numbers, one thing a line."""
+    separate = sum(len(job.roles) for job in plan.to_do)  # without sharing, every role of every job is a pass of its own
+    slices = sum(1 for unit in plan.units if unit.kind == "pass")
+    geometries = Counter(size_in_pixels(job.geometry.size) for job in plan.jobs)
+    named = ", ".join(f"{name} ({many(count, 'job')})" for name, count in geometries.items())
+    yield f"jobs        {len(plan.to_do):,} to run, {len(plan.done):,} done"
+    images = many(plan.rows_to_decode, "image")
+    yield f"passes      {plan.n_passes:,} over images instead of {separate:,}, in {many(slices, 'slice')}; {images} to decode"
+    yield from (f"            {text}" for text in _passes(plan))
+    yield f"geometries  {len(geometries)}: {named}{_merge_hint(plan)}"
+    yield f"features    {size_text(plan.bytes_new)} to make, {_cached(plan)}; {_largest(plan)}"
+    yield f"disk        {plan.context.cache_folder}: {size_text(_free(plan))} free, budget {plan.settings.cache_budget}"
+    yield f"time        {time_text(plan.seconds) if plan.to_do else 'none'} on {devices_text(plan)}, {plan.settings.precision}"
+    for note in plan.notes:
+        yield f"note        {note}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _passes(plan: Plan) -> Iterator[str]:
@@ -57,61 +126,26 @@ def _passes(plan: Plan) -> Iterator[str]:
     rows: dict[str, int] = defaultdict(int)
     encoders: dict[str, set[str]] = defaultdict(set)
     sizes: dict[str, set[str]] = defaultdict(set)
-    names: dict[str, str] = {}
     for unit in plan.units:
         if unit.kind == "pass":
             work = unit.payload
             rows[work.list_id] += work.stop - work.start
             encoders[work.list_id] |= {item.encoder for item in work.wanted}
-            sizes[work.list_id] |= {geometry_text(item.geometry.size) for item in work.wanted}
-            names[work.list_id] = plan.context.lists[work.list_id].name
-    users = {plan_.list_id: job.task.task.dataset for job in plan.jobs for plan_ in job.roles.values()}
+            sizes[work.list_id] |= {size_in_pixels(item.geometry.size) for item in work.wanted}
+    users = {role.list_id: job.task.task.dataset for job in plan.jobs for role in job.roles.values()}
     for list_id, count in rows.items():
-        yield (
-            f"{users[list_id]} {names[list_id]} {'+'.join(sorted(sizes[list_id]))} "
-            f"({many(len(encoders[list_id]), 'encoder')}, {many(count, 'image')})"
-        )
+        name = plan.context.lists[list_id].name
+        who = f"{many(len(encoders[list_id]), 'encoder')}, {many(count, 'image')}"
+        yield f"{users[list_id]} {name} {'+'.join(sorted(sizes[list_id]))} ({who})"
 
 
-def geometry_text(size: tuple[int, int] | None) -> str:
-    if size is None:
-        return "native size"
-    return f"{size[0]}px" if size[0] == size[1] else f"{size[0]}x{size[1]}px"
+def _cached(plan: Plan) -> str:
+    return f"{size_text(plan.bytes_cached)} cached already" if plan.bytes_cached else "nothing cached yet"
 
 
-def check_report(plan: Plan) -> Iterator[str]:
-    """Everything ``virb check`` says: encoders, tasks, jobs, passes, geometries, sizes and tiers."""
-    yield from header(plan)
-    yield ""
-    yield many(len(plan.context.encoders), "encoder")
-    width = max(len(name) for name in plan.context.encoders)
-    for name, planned in plan.context.encoders.items():
-        spec = planned.spec
-        yield f"  {name:<{width}}  {spec.n_params / 1e6:7.1f} M  {geometry_text(spec.input.size)} {spec.input.interpolation}  {spec.source}"
-    yield ""
-    tasks = {job.label: job for job in plan.jobs}
-    yield many(len(tasks), "task")
-    width = max(len(label) for label in tasks)
-    for label, job in tasks.items():
-        splits = " / ".join(f"{role} {job.n_samples[role]:,}" for role in job.roles if not job.roles[role].held_out)
-        held = ", choices on a hold-out of fit" if any(role.held_out for role in job.roles.values()) else ""
-        yield f"  {label:<{width}}  {job.task.task.id}, {job.task.probe}, {many(len(job.task.configs), 'training config')}  {splits}{held}"
-    yield ""
-    yield many(len(plan.jobs), "job")
-    width = max(len(job.id) for job in plan.jobs)
-    done = {job.id for job in plan.done}
-    for job in plan.jobs:
-        state = "done" if job.id in done else _tier(plan, job)
-        yield f"  {job.id:<{width}}  {geometry_text(job.geometry.size):>6} ({job.geometry_from})  {size_text(job.nbytes):>8}  {state}"
-    yield ""
-    sizes = Counter(geometry_text(job.geometry.size) for job in plan.jobs)
-    named = ", ".join(f"{name} ({many(count, 'job')})" for name, count in sizes.items())
-    yield f"geometries  {len(sizes)}: {named}{_merge_hint(plan)}"
-    unmade = sum(1 for unit in plan.units if unit.kind == "pass")
-    yield f"passes      {many(plan.n_passes, 'image list')} in {many(unmade, 'slice')}, {plan.rows_to_decode:,} images to decode, each once"
-    free = _free(plan)
-    yield f"disk        {size_text(plan.bytes_new)} of features to write in {plan.context.cache_folder} ({size_text(free)} free)"
-    yield f"time        {time_text(plan.seconds)} on {devices_text(plan)}"
+def _largest(plan: Plan) -> str:
+    job = max(plan.jobs, key=lambda job: job.nbytes)
+    return f"largest job {size_text(job.nbytes)} ({job.encoder} x {job.label})"
 
 
 def _free(plan: Plan) -> int:
@@ -130,12 +164,13 @@ def _tier(plan: Plan, job: Job) -> str:
 
 def _merge_hint(plan: Plan) -> str:
     """Which ``input:`` would make one geometry of several on the same images."""
-    by_list: dict[str, set[tuple[int, int] | None]] = defaultdict(set)
+    by_list: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for job in plan.jobs:
         for role in job.roles.values():
-            by_list[role.list_id].add(job.geometry.size)
-    several = [sizes for sizes in by_list.values() if len(sizes) > 1]
-    if not several:
+            if job.geometry.size:
+                by_list[role.list_id].add(job.geometry.size)
+    sizes = max(by_list.values(), key=len, default=set())
+    if len(sizes) < 2:
         return ""
-    largest = max((size for size in several[0] if size), default=None)
-    return f" · input: {{size: {largest[0] if largest else 224}}} for all encoders would make one of them"
+    height, width = max(sizes)
+    return f" · input: {{size: {height if height == width else [height, width]}}} for all encoders would make one of {len(sizes)}"

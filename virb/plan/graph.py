@@ -46,7 +46,6 @@ class Graph:
         self.running: dict[str, Unit] = {}
         self.done: dict[str, UnitReport] = {}
         self.failed: dict[str, str] = {}  # unit key -> reason
-        self._bad_outputs: dict[str, str] = {}
 
     def next_ready(self) -> Unit | None:
         """Units nearest to a result first: they free memory and give the user numbers early."""
@@ -76,12 +75,11 @@ class Graph:
         return self._spread(dict.fromkeys(unit.outputs, reason))
 
     def _spread(self, bad: Mapping[str, str]) -> list[tuple[Unit, str]]:
-        self._bad_outputs.update(bad)
         lost = []
         for key in list(self.waiting):
             unit = self.units[key]
             reasons = [bad[name] for name in unit.inputs if name in bad]
-            if reasons:
+            if reasons and key in self.waiting:  # it may have been lost a moment ago, by another of its inputs
                 del self.waiting[key]
                 self.failed[key] = reasons[0]
                 lost.append((unit, reasons[0]))

@@ -19,7 +19,7 @@ from virb.tasks.resolve import ResolvedTask
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the command line (or the Python API) says about a run, checked."""
+    """What the command line (or the Python API) says about a run, checked (see ``virb.runner.settings``)."""
 
     out: Path = Path("out")
     data_root: Path = Path("data")
@@ -82,6 +82,7 @@ class Entry:
     row_shape: tuple[int, ...] | None
     nbytes: int
     seconds_per_row: float
+    decode_seconds: float  # per image
     streamed: bool = False  # does not fit the cache budget: encoded whenever it is read
 
     @property
@@ -122,6 +123,18 @@ class Job:
     @property
     def id(self) -> str:
         return f"{self.encoder}/{self.label}"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """All that the input says, checked, before anybody looks at what is done and cached already."""
+
+    settings: RunSettings
+    encoders: Mapping[str, PlannedEncoder]
+    jobs: Mapping[str, Job]
+    entries: Mapping[str, Entry]
+    lists: Mapping[str, ImageList]
+    texts: Mapping[str, str] = field(default_factory=dict)  # label -> its part of the file, as read
 
 
 @dataclass(frozen=True)

@@ -4,59 +4,68 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from virb.data.images import ImageList
 from virb.errors import UserError
 from virb.features.cache import FeatureCache, slice_bounds
 from virb.io import hash_record
 from virb.plan.graph import Unit
-from virb.plan.jobs import Entry, Job, PassWork, Plan, PlannedEncoder, RunContext, RunSettings
+from virb.plan.jobs import Draft, Entry, Job, PassWork, Plan, PlannedEncoder, RunContext, RunSettings
 from virb.probes.base import FIT
 from virb.results.store import finished
 
-_SECONDS_PER_DECODE = 0.002  # a guess until the pass measures it; only the estimate of the time left uses it
-_HEAD_FLOPS = 2e10  # arithmetic a device does per second on small heads, likewise
+_HEAD_FLOPS = 2e10  # arithmetic a device does per second on small heads; only the estimate of the time uses these
+_STEP_SECONDS = {"cpu": 3e-4, "cuda": 3e-4}  # of one step of one training config, before any arithmetic
+_JOB_SECONDS = 0.7  # reading features, scoring with intervals and writing results
+_START_SECONDS = 5.0  # of worker processes, when there are several
 
 
-def assemble(
-    settings: RunSettings,
-    planned: Mapping[str, PlannedEncoder],
-    jobs: Mapping[str, Job],
-    known: Mapping[str, Entry],
-    lists: Mapping[str, ImageList],
-    notes: list[str],
-) -> Plan:
-    to_do = [job for job in jobs.values() if settings.force or not finished(settings.out, job.encoder, job.label, job.key)]
-    done = [job for job in jobs.values() if job not in to_do]
+def assemble(draft: Draft) -> Plan:
+    """The plan of a checked input: what is done, what is cached, and the units for the rest. Reads folders, writes nothing."""
+    settings, notes = draft.settings, list[str]()
+    done = {job.id for job in draft.jobs.values() if not settings.force and finished(settings.out, job.encoder, job.label, job.key)}
+    to_do = [job for job in draft.jobs.values() if job.id not in done]
     folder = cache_folder(settings)
     cache = FeatureCache(folder)
     needed = {key for job in to_do for plan in job.roles.values() for key in plan.entries}
-    entries = {key: known[key] for key in known if key in needed}
-    missing = {key: cache.missing_slices(key, e.n_rows) for key, e in entries.items() if not e.streamed}
+    entries = {key: entry for key, entry in draft.entries.items() if key in needed}
+    missing = {key: _missing(cache, entry, settings) for key, entry in entries.items() if not entry.streamed}
     entries = _fit_budget(entries, missing, settings, cache, notes)
     missing = {key: slices for key, slices in missing.items() if not entries[key].streamed}
-    units, rows = _pass_units(entries, missing, planned, settings)
+    new = {key: _nbytes(entries[key], slices) for key, slices in missing.items()}
+    units, rows = _pass_units(entries, missing, draft.encoders, settings)
     n_passes = len({unit.payload.list_id for unit in units})
-    units += [_job_unit(job, entries) for job in to_do]
-    context = RunContext(settings, folder, planned, lists, entries, dict(jobs))
+    units += [_job_unit(job, entries, settings) for job in to_do]
+    provenance = {f"text {label}": text for label, text in draft.texts.items() if text}
+    n_devices = len(settings.devices)
     return Plan(
         settings=settings,
-        context=context,
+        context=RunContext(settings, folder, draft.encoders, draft.lists, entries, dict(draft.jobs), provenance),
         units=tuple(units),
         to_do=tuple(to_do),
-        done=tuple(done),
+        done=tuple(job for job in draft.jobs.values() if job.id in done),
         rows_to_decode=rows,
         n_passes=n_passes,
-        bytes_new=sum(2 * math.prod(entries[key].row_shape or (0,)) * (stop - start) for key, s in missing.items() for start, stop in s),
-        bytes_cached=sum(e.nbytes for key, e in entries.items() if not e.streamed and not missing[key]),
-        seconds=sum(unit.cost for unit in units) / len(settings.devices),
+        bytes_new=sum(new.values()),
+        bytes_cached=sum(entries[key].nbytes - size for key, size in new.items()),
+        seconds=sum(unit.cost for unit in units) / n_devices + (_START_SECONDS if n_devices > 1 and units else 0.0),
         notes=tuple(notes),
     )
+
+
+def _missing(cache: FeatureCache, entry: Entry, settings: RunSettings) -> list[tuple[int, int]]:
+    # What a killed run left in its scratch folder is cleared before the next one starts.
+    return slice_bounds(entry.n_rows) if settings.no_cache else cache.missing_slices(entry.key, entry.n_rows)
+
+
+def _nbytes(entry: Entry, slices: Sequence[tuple[int, int]]) -> int:
+    return 2 * math.prod(entry.row_shape or (0,)) * sum(stop - start for start, stop in slices)
 
 
 def cache_folder(settings: RunSettings) -> Path:
@@ -72,15 +81,13 @@ def cache_folder(settings: RunSettings) -> Path:
 
 def parse_budget(text: str, folder: Path) -> int:
     """``80%`` of what is free on the cache's disk, ``200GB``, ``0`` -> bytes."""
-    value = text.strip().upper().removesuffix("B")
-    try:
-        if value.endswith("%"):
-            there = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
-            return int(float(value[:-1]) / 100 * shutil.disk_usage(there).free)
-        units = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-        return int(float(value[:-1]) * units[value[-1]]) if value[-1:] in units else int(float(value))
-    except ValueError:
-        raise UserError(f"--cache_budget {text}: write a share of the free disk (80%), a size (200GB) or 0") from None
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) *(?:(%)|([KMGT]?)B?)", text.strip().upper())
+    if match is None or (match[2] and float(match[1]) > 100):
+        raise UserError(f"{text!r} is no amount: write a share of the free disk (80%), a size (200GB) or 0")
+    if match[2]:
+        there = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
+        return int(float(match[1]) / 100 * shutil.disk_usage(there).free)
+    return int(float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[3]])
 
 
 def _fit_budget(
@@ -96,8 +103,8 @@ def _fit_budget(
         budget -= cache.size()
     kept = dict(entries)
     streamed = 0
-    for key in sorted((k for k in missing if missing[k]), key=lambda k: (entries[k].nbytes, k)):
-        nbytes = entries[key].nbytes
+    sizes = {key: _nbytes(entries[key], slices) for key, slices in missing.items() if slices}
+    for key, nbytes in sorted(sizes.items(), key=lambda item: (item[1], item[0])):
         if nbytes <= budget and budget > 0:
             budget -= nbytes
         else:
@@ -130,7 +137,10 @@ def _pass_units(
                 here = tuple(e.wanted for e in group if (start, stop) in missing[e.key])
                 if not here:
                     continue
-                seconds = sum({(e.wanted.encoder, e.wanted.geometry): e.seconds_per_row for e in group if e.wanted in here}.values())
+                used = [e for e in group if e.wanted in here]
+                # Outputs of one encoder at one geometry come from one forward, and encoders share what is decoded.
+                seconds = sum(_largest(((e.wanted.encoder, e.wanted.geometry), e.seconds_per_row) for e in used).values())
+                seconds += sum(_largest((e.wanted.geometry, e.decode_seconds) for e in used).values())
                 names = len({w.encoder for w in here})
                 units.append(
                     Unit(
@@ -139,7 +149,7 @@ def _pass_units(
                         title=f"encoding {group[0].n_rows:,} images for {names} encoder{'s' * (names != 1)}",
                         inputs=(),
                         outputs=tuple(w.key for w in here),
-                        cost=(stop - start) * (seconds + _SECONDS_PER_DECODE),
+                        cost=(stop - start) * seconds,
                         payload=PassWork(list_id, start, stop, here),
                     )
                 )
@@ -164,22 +174,48 @@ def _groups(wanted: Sequence[Entry], planned: Mapping[str, PlannedEncoder], sett
     return groups
 
 
-def _job_unit(job: Job, entries: Mapping[str, Entry]) -> Unit:
-    task = job.task
+def _largest(pairs: Iterable[tuple[Any, float]]) -> dict[Any, float]:
+    found: dict[Any, float] = {}
+    for key, value in pairs:
+        found[key] = max(value, found.get(key, 0.0))
+    return found
+
+
+def _job_unit(job: Job, entries: Mapping[str, Entry], settings: RunSettings) -> Unit:
     keys = tuple(dict.fromkeys(key for plan in job.roles.values() for key in plan.entries))
-    streamed = [entries[key] for key in keys if entries[key].streamed]
-    dims = max((math.prod(entries[key].row_shape or (1,)) for key in keys), default=1)
-    fit = job.n_samples.get(FIT, 0)
-    heads = 6.0 * dims * len(job.classes or (1,)) * len(task.configs) * len(task.seeds) * task.num_epochs * fit / _HEAD_FLOPS
-    stream = sum(
-        (task.num_epochs if e.list_id == job.roles[FIT].list_id else 1) * e.n_rows * e.seconds_per_row for e in streamed if FIT in job.roles
-    )
+    streamed = any(entries[key].streamed for key in keys)
     return Unit(
         kind="stream" if streamed or not keys else "probe",
         key=f"job {job.id}",
         title=f"{job.encoder} x {job.label}",
         inputs=tuple(key for key in keys if not entries[key].streamed),
         outputs=(f"result {job.id}",),
-        cost=0.5 + heads + stream,
+        cost=_JOB_SECONDS + _head_seconds(job, entries, settings) + _stream_seconds(job, entries),
         payload=job.id,
     )
+
+
+def _head_seconds(job: Job, entries: Mapping[str, Entry], settings: RunSettings) -> float:
+    """Training of all heads: about 6 operations per weight and sample, and every step costs something by itself."""
+    task, fit = job.task, job.n_samples.get(FIT, 0)
+    dims = max((math.prod(entries[key].row_shape or (1,)) for plan in job.roles.values() for key in plan.entries), default=1)
+    outputs = len(job.classes or (1,))
+    weights = sum(_weights(config, dims, outputs) for config in task.configs.values())
+    epochs = task.num_epochs * len(task.seeds)
+    steps = math.ceil(fit / task.batch_size) * epochs * len(task.configs)
+    return 6.0 * weights * epochs * fit / _HEAD_FLOPS + steps * _STEP_SECONDS[settings.device_kind]
+
+
+def _weights(config: Any, dims: int, outputs: int) -> int:
+    hidden = getattr(config, "hidden", None)
+    return hidden * (dims + outputs) if hidden else dims * outputs
+
+
+def _stream_seconds(job: Job, entries: Mapping[str, Entry]) -> float:
+    """Encoding what is not kept: training data once an epoch (one view of several), the rest once."""
+    seconds = 0.0
+    for role, plan in job.roles.items():
+        used = [entries[key] for key in plan.entries if entries[key].streamed]
+        rows = sum(e.n_rows * (e.seconds_per_row + e.decode_seconds) for e in used) / max(len(used), 1)
+        seconds += rows * (job.task.num_epochs * len(job.task.seeds) if role == FIT else 1)
+    return seconds

@@ -156,7 +156,10 @@ class Probe(Protocol):
     shape: ClassVar[Literal["features", "batches", "online"]]
     Config: ClassVar[type[BaseModel]]
 
-    # exactly one of these, by ``shape``:
+    # A probe may refuse features while the run is planned (UserError), by the shape of one sample's (None: samples differ in shape):
+    # @staticmethod
+    # def check_features(role: str, shape: tuple[int, ...] | None) -> None
+    # and it has exactly one of these, by ``shape``:
     # def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome
     # def from_batches(self, encoder, loaders: Mapping[str, BatchLoader], settings: Settings, context: Context) -> Outcome
     # def online(self, encoder, sample: OnlineSample, settings: Settings, context: Context) -> Any   (one prediction)

@@ -13,10 +13,13 @@ from virb.data.images import ImageList, Samples
 from virb.data.loader import load_batches
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
-from virb.errors import BadImage
+from virb.errors import BadImage, ViRBError
+from virb.features.cache import as_stored
 from virb.features.feature_set import EncodedRows, Rows, SampleFeatures
-from virb.features.passes import PassOptions, encode
+from virb.features.passes import Memory, PassOptions, encode, first_not_finite, not_finite
 from virb.probes.base import Batch, OnlineSample, RoleData
+
+_BAD_IMAGE_HINT = "; repair or remove it, or set on_bad_image: skip"
 
 
 def usable_samples(samples: Samples, bad: Mapping[int, str], images: ImageList, on_bad_image: str) -> np.ndarray:
@@ -30,7 +33,7 @@ def usable_samples(samples: Samples, bad: Mapping[int, str], images: ImageList, 
         row = next(int(r) for r in samples.row_values if is_bad[r])
         others = int(is_bad[np.unique(samples.row_values)].sum()) - 1
         more = f" (and {others} more)" if others else ""
-        raise BadImage(f"{bad[row]}{more}; repair or remove it, or set on_bad_image: skip")
+        raise BadImage(f"{bad[row]}{more}{_BAD_IMAGE_HINT}")
     return np.flatnonzero(~hit)
 
 
@@ -57,6 +60,8 @@ class _Picked(Sequence[Any]):
         return len(self.chosen)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Picked(self.source, self.chosen[index])
         return self.source[int(self.chosen[index])]
 
 
@@ -75,23 +80,27 @@ def encoded_rows(
     device: torch.device,
     options: PassOptions,
 ) -> EncodedRows:
-    """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers."""
+    """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers.
+
+    Reading an image that cannot be decoded, or a value that is not finite, raises: who wants to go on without them asks beforehand.
+    """
+    memory = Memory()
 
     def read(rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
         found: list[torch.Tensor] = []
-        # What may be skipped has been left out of the samples; any other image that cannot be decoded is an error.
-        for batch in load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, on_bad_image="error"):
-            found += encode(encoder, batch.pixels[geometry], [request], device, options)[request]
+        try:
+            for batch in load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, on_bad_image="error"):
+                found += encode(encoder, batch.pixels[geometry], [request], device, options, memory)[request]
+        except BadImage as error:
+            raise BadImage(f"{error}{_BAD_IMAGE_HINT}") from error
+        culprit = first_not_finite(found)
+        if culprit is not None:
+            raise ViRBError(not_finite(encoder.spec.name, request, images, int(rows[culprit])))
         if len({value.shape for value in found}) == 1:
-            return _as_stored(torch.stack(found))
-        return [_as_stored(value) for value in found]
+            return torch.from_numpy(as_stored(torch.stack(found).numpy()))
+        return [torch.from_numpy(as_stored(value[None].numpy())[0]) for value in found]
 
     return EncodedRows(len(images), row_shape, read)
-
-
-def _as_stored(values: torch.Tensor) -> torch.Tensor:
-    half = values.half()
-    return half if torch.isfinite(half).all() else values
 
 
 def find_bad_images(images: ImageList, rows: np.ndarray, threads: int) -> dict[int, str]:
@@ -117,6 +126,12 @@ class ImageBatches:
         device: torch.device,
         threads: int,
     ) -> None:
+        counts = set(np.diff(samples.row_offsets)[chosen].tolist())
+        if len(counts) > 1:
+            raise ViRBError(
+                f"samples of {min(counts)} to {max(counts)} images do not fit one batch; this probe takes samples of equal length"
+            )
+        self._per_sample = counts.pop() if counts else 1
         self._images, self._samples, self._chosen = images, samples, chosen
         self._geometry, self._encoder, self._device, self._threads = geometry, encoder, device, threads
         self.targets = None if target is None else pick_targets(samples.targets[target], chosen)
@@ -130,14 +145,13 @@ class ImageBatches:
         order = np.arange(len(self)) if order is None else order
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
-            row_lists = [self._samples.rows(int(self._chosen[i])) for i in part]
-            rows = np.concatenate(row_lists)
+            rows = np.concatenate([self._samples.rows(int(self._chosen[i])) for i in part])
             pixels: list[torch.Tensor] = []
             for loaded in load_batches(self._images, rows, (self._geometry,), len(rows), self._threads, on_bad_image="error"):
                 pixels += list(loaded.pixels[self._geometry])
             images = self._encoder.prepare(torch.stack(pixels).to(self._device))
-            if all(len(r) == len(row_lists[0]) for r in row_lists) and len(row_lists[0]) > 1:
-                images = images.reshape(len(part), -1, *images.shape[1:])
+            if self._per_sample > 1:
+                images = images.reshape(len(part), self._per_sample, *images.shape[1:])
             yield Batch(part, images, [] if self.targets is None else [self.targets[int(i)] for i in part])
 
 

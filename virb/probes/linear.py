@@ -36,6 +36,11 @@ class GradientProbe:
         """Width of the hidden layer, None for a linear head."""
         return None
 
+    @staticmethod
+    def check_features(role: str, shape: tuple[int, ...] | None) -> None:
+        """Refuses what is no vector while the run is planned."""
+        sample_width(role, shape)
+
     def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
         data = _prepare(roles, settings, context.device)
         primary = find_metric(settings.metrics[0])
@@ -151,7 +156,7 @@ def _prepare(roles: Mapping[str, RoleData], settings: Settings, device: torch.de
     for role in used:
         if not len(roles[role]):
             raise ViRBError(f"there are no {role} samples")
-        widths[role] = sample_width(role, roles[role].features)
+        widths[role] = sample_width(role, roles[role].features.shape)
         targets[role] = None if roles[role].targets is None else loss.check(roles[role].targets, n_outputs, role)
     if len(set(widths.values())) > 1:
         raise ViRBError("features differ in size between roles: " + ", ".join(f"{role} {width}" for role, width in widths.items()))

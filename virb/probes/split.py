@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from virb.errors import ViRBError
+from virb.errors import UserError, ViRBError
 from virb.probes.base import Features, RoleData
 
 _CHECK_ROWS = 4096  # samples read at once when features are checked
@@ -65,16 +65,15 @@ def join(first: Split, second: Split) -> Split:
     return Split(f"{first.name} + {second.name}", (*first.parts, *second.parts), torch.cat([first.targets, second.targets]))
 
 
-def sample_width(role: str, features: Features) -> int:
-    """Numbers per sample, all images concatenated; ViRBError where features are no vectors."""
-    shape = features.shape
+def sample_width(role: str, shape: tuple[int, ...] | None) -> int:
+    """Numbers per sample, all images concatenated, from the shape of a sample's features; UserError where they are no vectors."""
     if shape is None:
-        raise ViRBError(f"the {role} features differ in shape from sample to sample; a head on vectors needs a reduction: {_REDUCTIONS}")
+        raise UserError(f"the {role} features differ in shape from sample to sample; a head on vectors needs a reduction: {_REDUCTIONS}")
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
     if not 1 <= len(shape) <= 2:
         size = " x ".join(map(str, shape)) or "a single number"
-        raise ViRBError(f"the {role} features are {size} per sample; a head on vectors needs a reduction: {_REDUCTIONS}")
+        raise UserError(f"the {role} features are {size} per sample; a head on vectors needs a reduction: {_REDUCTIONS}")
     return int(np.prod(shape))
 
 

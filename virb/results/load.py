@@ -196,7 +196,11 @@ def _item_rows(root: Path, job: Job) -> Iterator[pd.DataFrame]:
         if samples.prediction is not None:
             table["prediction"] = _column(samples.prediction[run])
         for name, runs in samples.statistics.items():
-            table[name] = find_metric(name).values(runs[run].values[:, None, :].astype(np.float64))
+            try:
+                metric = find_metric(name)
+            except KeyError:  # a user's own, whose module is not loaded here
+                continue
+            table[name] = metric.values(runs[run].values[:, None, :].astype(np.float64))
         yield pd.DataFrame(table)
 
 

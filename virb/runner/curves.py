@@ -34,6 +34,7 @@ class Curves:
             self._writers[folder].add_scalar(f"{config}/{tag}" if self._together else tag, value, step)
 
     def close(self) -> None:
-        for folder, writer in self._writers.items():
+        while self._writers:
+            folder, writer = self._writers.popitem()
             with writing(folder):
                 writer.close()

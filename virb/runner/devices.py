@@ -5,8 +5,10 @@ A CPU worker computes with one thread, whatever the number of workers: so number
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from pathlib import Path
 
 from virb.errors import UserError
 
@@ -42,7 +44,13 @@ def parse_devices(text: str) -> tuple[str, ...]:
 
 
 def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its affinity, and the quota of its container where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
 
 
 def set_up(device: str) -> None:

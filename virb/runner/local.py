@@ -5,19 +5,20 @@ With a single device the units run in this process. Either way a unit's failure 
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from virb.errors import ViRBError
+from virb.errors import ViRBError, describe
 from virb.plan.graph import Graph, Unit, UnitReport
 
 
@@ -34,6 +35,7 @@ class Observer(Protocol):
 Doer = Callable[[Unit, Callable[[str, int, int], None]], UnitReport]  # does one unit, telling (phase, done, total)
 MakeDoer = Callable[[Any, str], Doer]  # (context, device) -> doer; a module-level function, so that a process can be given it
 _TICK = 0.25
+_MESSAGES = 100  # of one worker before the others are heard
 _PATIENCE = 3.0  # seconds a worker has to end by itself before it is killed
 
 
@@ -65,7 +67,7 @@ def _in_process(
 
     threads = torch.get_num_threads()
     try:
-        do = make_doer(context, devices[0])
+        do: Doer | None = None
         while (unit := graph.next_ready()) is not None:
             graph.start(unit)
             observer.started(0, unit)
@@ -75,6 +77,7 @@ def _in_process(
                 observer.tick(graph)
 
             try:
+                do = do or make_doer(context, devices[0])
                 report = do(unit, tell)
             except Exception as error:  # noqa: BLE001 - the job boundary: whatever a unit raises is recorded, the others go on
                 _lose(graph, unit, describe(error), observer, on_lost)
@@ -83,15 +86,6 @@ def _in_process(
             observer.tick(graph)
     finally:
         torch.set_num_threads(threads)
-
-
-def describe(error: BaseException) -> str:
-    """One or two lines for people; the traceback follows for errors that are not meant for them."""
-    if isinstance(error, ViRBError):
-        return str(error)
-    last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
-    place = f" ({os.path.basename(last.filename)}:{last.lineno})" if last else ""
-    return f"{type(error).__name__}: {error}{place}\n" + "".join(traceback.format_exception(error))
 
 
 @dataclass
@@ -106,73 +100,125 @@ class _Worker:
 def _in_workers(
     graph: Graph, context: Any, devices: tuple[str, ...], make_doer: MakeDoer, observer: Observer, on_lost: Callable[[Unit, str], None]
 ) -> None:
-    spawn = multiprocessing.get_context("spawn")
-
-    def start(slot: int) -> _Worker:
-        ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=_serve, args=(theirs, context, devices[slot], make_doer), name=f"virb-{slot}", daemon=False)
-        process.start()
-        theirs.close()
-        return _Worker(slot, devices[slot], process, ours)
-
+    spare_slots = list(range(min(len(devices), len(graph.waiting))))
     workers: list[_Worker] = []
     try:
-        workers = [start(slot) for slot in range(min(len(devices), max(1, len(graph.waiting))))]
         while not graph.finished:
+            while spare_slots and graph.waiting:  # at the start, and after a worker died
+                _start(workers, spare_slots.pop(0), context, devices, make_doer)
             for worker in workers:
                 if worker.unit is None and (unit := graph.next_ready()) is not None:
-                    graph.start(unit)
-                    worker.unit = unit
-                    observer.started(worker.slot, unit)
-                    with suppress(OSError):  # a dead worker is noticed below
-                        worker.pipe.send(unit)
+                    _give(graph, worker, unit, observer, on_lost)
             ready = wait([w.pipe for w in workers] + [w.process.sentinel for w in workers], timeout=_TICK)
-            for worker in workers:
-                if worker.pipe in ready:
-                    _receive(graph, worker, observer, on_lost)
-            for index, worker in enumerate(workers):
-                if worker.process.sentinel in ready and not worker.pipe.poll():
-                    if worker.unit is not None:
-                        code = worker.process.exitcode
-                        why = "killed from outside, or by the system for want of memory" if code and code < 0 else "it ended by itself"
-                        _lose(graph, worker.unit, f"the worker on {worker.device} died (exit code {code}: {why})", observer, on_lost)
-                    if not graph.finished:
-                        workers[index] = start(worker.slot)
+            for worker in list(workers):
+                dead = worker.process.sentinel in ready  # seen before its pipe is emptied: so nothing it said is missed
+                if worker.pipe in ready or dead:
+                    _receive(graph, worker, observer, on_lost, most=_MESSAGES if not dead else None)
+                if dead:
+                    workers.remove(worker)
+                    spare_slots.append(worker.slot)
+                    _bury(graph, worker, observer, on_lost)
             observer.tick(graph)
     finally:
         _stop(workers)
 
 
-def _receive(graph: Graph, worker: _Worker, observer: Observer, on_lost: Callable[[Unit, str], None]) -> None:
+def _start(workers: list[_Worker], slot: int, context: Any, devices: tuple[str, ...], make_doer: MakeDoer) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs, context, devices[slot], make_doer), name=f"virb-{slot}", daemon=False)
     try:
-        while worker.pipe.poll():
+        with _interrupts_held():
+            process.start()
+            workers.append(_Worker(slot, devices[slot], process, ours))  # before an interrupt can come between
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        message = f"a worker process cannot be given what it needs ({error}); with one device no process is needed"
+        raise ViRBError(message) from error
+    finally:
+        theirs.close()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A Ctrl-C waits, here and for good in the process that is started: it reaches the whole group, and the parent decides."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # else it starts with the process, and opens the signals again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _give(graph: Graph, worker: _Worker, unit: Unit, observer: Observer, on_lost: Callable[[Unit, str], None]) -> None:
+    graph.start(unit)
+    observer.started(worker.slot, unit)
+    worker.unit = unit
+    try:
+        worker.pipe.send(unit)
+    except OSError:
+        pass  # it died; its sentinel tells
+    except Exception as error:  # noqa: BLE001 - the job boundary: a unit that cannot be pickled
+        worker.unit = None
+        _lose(graph, unit, describe(error), observer, on_lost)
+
+
+def _receive(graph: Graph, worker: _Worker, observer: Observer, on_lost: Callable[[Unit, str], None], most: int | None) -> None:
+    """Takes what a worker has said, at most so many messages."""
+    for _ in itertools.count() if most is None else range(most):
+        try:
+            if not worker.pipe.poll():
+                return
             kind, *message = worker.pipe.recv()
-            unit = worker.unit
-            if unit is None:
-                continue
-            if kind == "progress":
-                observer.advanced(worker.slot, unit, *message)
-                continue
-            worker.unit = None
-            if kind == "done":
-                _finish(graph, worker.slot, unit, message[0], observer, on_lost)
-            else:
-                _lose(graph, unit, message[0], observer, on_lost)
-    except (EOFError, OSError):
-        return  # it died; its sentinel tells
+        except (EOFError, OSError):
+            return  # it died; its sentinel tells
+        unit = worker.unit
+        if unit is None:
+            continue
+        if kind == "progress":
+            observer.advanced(worker.slot, unit, *message)
+            continue
+        worker.unit = None
+        if kind == "done":
+            _finish(graph, worker.slot, unit, message[0], observer, on_lost)
+        else:
+            _lose(graph, unit, message[0], observer, on_lost)
+
+
+def _bury(graph: Graph, worker: _Worker, observer: Observer, on_lost: Callable[[Unit, str], None]) -> None:
+    worker.process.join(_PATIENCE)
+    worker.pipe.close()
+    if worker.unit is None:
+        return
+    code = worker.process.exitcode
+    why = (
+        "killed from outside, or by the system for want of memory"
+        if code is not None and code < 0
+        else "it ended by itself; what it printed may say why"
+    )
+    _lose(graph, worker.unit, f"the worker on {worker.device} died (exit code {code}: {why})", observer, on_lost)
 
 
 def _stop(workers: list[_Worker]) -> None:
-    for worker in workers:
-        with suppress(OSError):
-            worker.pipe.send(None) if worker.unit is None else worker.process.terminate()
-    deadline = time.monotonic() + _PATIENCE
-    for worker in workers:
-        worker.process.join(max(0.1, deadline - time.monotonic()))
-        if worker.process.is_alive():
-            worker.process.kill()
+    """Idle workers are told to end, busy ones stopped; who does not end in time (or a second Ctrl-C comes) is killed."""
+    try:
+        for worker in workers:
+            with suppress(OSError):
+                worker.pipe.send(None) if worker.unit is None else worker.process.terminate()
+        deadline = time.monotonic() + _PATIENCE
+        for worker in workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for worker in workers:
+            if worker.process.is_alive():
+                worker.process.kill()
+        for worker in workers:
             worker.process.join()
-        worker.pipe.close()
+            worker.pipe.close()
 
 
 def _serve(pipe: Connection, context: Any, device: str, make_doer: MakeDoer) -> None:
@@ -190,18 +236,17 @@ def _serve(pipe: Connection, context: Any, device: str, make_doer: MakeDoer) -> 
             last = now
             pipe.send(("progress", phase, done, total))
 
-    while True:
-        try:
-            unit = pipe.recv()
-        except (EOFError, OSError):
-            return
-        if unit is None:
-            return
-        try:
-            do = do or make_doer(context, device)
-            pipe.send(("done", do(unit, tell)))
-        except Exception as error:  # noqa: BLE001 - the job boundary
-            pipe.send(("failed", describe(error)))
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        while True:
+            pickled = pipe.recv_bytes()
+            try:
+                unit = pickle.loads(pickled)
+                if unit is None:
+                    return
+                do = do or make_doer(context, device)
+                pipe.send(("done", do(unit, tell)))
+            except Exception as error:  # noqa: BLE001 - the job boundary; also a unit or a report that cannot be pickled
+                pipe.send(("failed", describe(error)))
 
 
 def _end_with_parent() -> None:

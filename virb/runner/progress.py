@@ -92,7 +92,7 @@ class Progress:
         if unit.kind == "pass":
             return  # the jobs that needed it say so
         self.jobs_failed += 1
-        self.say(f"failed  {unit.title}   {reason.splitlines()[0]}   ({self._count()})")
+        self.say(f"failed  {unit.title}   {(reason.splitlines() or ['?'])[0]}   ({self._count()})")
 
     def tick(self, graph: Graph) -> None: ...
 

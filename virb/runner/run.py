@@ -96,7 +96,7 @@ def _execute(plan: Plan, console: Any, texts: Mapping[str, str]) -> RunSummary:
         finished = record.model_copy(
             update={
                 "done": [job.id for job in summary.done],
-                "failed": {name: reason.splitlines()[0] for name, reason in summary.failed.items()},
+                "failed": {name: (reason.splitlines() or ["?"])[0] for name, reason in summary.failed.items()},
                 "exit_code": code,
                 "plan": {**record.plan, "decoded_images": summary.decoded, **_stage_seconds(graph)},
                 "provenance": record.provenance.model_copy(update={"finished": utc_now()}),
@@ -117,7 +117,8 @@ def clean_up(out: Path, cache_folder: Path) -> None:
     """Takes away what killed runs left half-written. Only the holder of the lease writes below ``out``; a cache may be shared."""
     for folder in [out / "runs", *out.glob("*/*/"), *out.glob(".jobs/*/*/*/")]:
         clean_temporaries(folder, older_than=0)
-    for folder in [out, cache_folder, *cache_folder.glob("??/*/")]:
+    clean_temporaries(out, older_than=60)  # somebody may be asking for the lease just now
+    for folder in [cache_folder, *cache_folder.glob("??/*/")]:
         clean_temporaries(folder)
 
 

@@ -118,14 +118,15 @@ class _Doer:
                 roles = self._roles(job, chosen, facts)
                 facts.stage("read features", began)
                 began = time.perf_counter()
-                outcome = probe.from_features(roles, probe_settings, context)  # type: ignore[attr-defined]
+                outcome = probe.from_features(roles, probe_settings, context)
             elif probe.shape == "batches":
                 facts.streamed = True
-                outcome = probe.from_batches(self.encoder(job.encoder), self._loaders(job, chosen), probe_settings, context)  # type: ignore[attr-defined]
+                outcome = probe.from_batches(self.encoder(job.encoder), self._loaders(job, chosen), probe_settings, context)
             else:
                 facts.streamed = True
                 outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
             facts.stage("probe", began, outcome_epochs(outcome))
+            curves.close()  # before the record that says that everything is there
             summary = write_outcome(facts, outcome)
         except torch.OutOfMemoryError as error:
             raise ViRBError(

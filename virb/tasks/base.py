@@ -13,6 +13,8 @@ from typing import Any, Literal
 from virb.config import NAME
 from virb.data.transforms import Geometry
 from virb.errors import UserError
+from virb.metrics.base import Metric, find_metric
+from virb.probes.base import REPORT, REPORT_UNLABELLED, is_role
 
 Level = Literal["image-level", "pixelwise", "video"]
 Kind = Literal["semantic", "structural"]
@@ -75,6 +77,24 @@ def find_task(task_id: str) -> Task:
     return task
 
 
+def check_task(task: Task) -> None:
+    """A user's own task may ask for what does not exist: UserError."""
+    for role in task.roles:
+        if not is_role(role):
+            raise UserError(f"the task {task.id} has a role {role!r}; roles are fit, select, report, report-unlabelled, aux and aux-<name>")
+    if (REPORT in task.roles) == (REPORT_UNLABELLED in task.roles):
+        raise UserError(f"the task {task.id} needs one role to report on: report or report-unlabelled")
+    if not task.metrics:
+        raise UserError(f"the task {task.id} has no metric")
+    for name in task.metrics:
+        if ":" in name and not isinstance(metric := import_attribute(name, "metric"), Metric):
+            raise UserError(f"the task {task.id}: {name} is a {type(metric).__name__}, not a virb.metrics.base.Metric")
+        try:
+            find_metric(name)
+        except KeyError as error:
+            raise UserError(f"the task {task.id}: {error.args[0]}") from None
+
+
 def import_attribute(name: str, what: str) -> Any:
     """``package.module:attribute``, with a message a user can act on. The current folder is importable."""
     module_name, _, attribute = name.partition(":")
@@ -82,7 +102,7 @@ def import_attribute(name: str, what: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - importing runs the user's code, which may raise anything
+    except Exception as error:
         raise UserError(f"the {what} {name} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         near = get_close_matches(attribute, dir(module), n=1)

@@ -19,14 +19,14 @@ from virb.config.tree import KeyPath, Report, dotted
 from virb.data.transforms import Geometry
 from virb.encoders.requests import Request
 from virb.errors import ConfigError, Problem, UserError
-from virb.tasks.base import Task, find_task
+from virb.tasks.base import Task, check_task, find_task
 from virb.tasks.protocols import DEFAULT, PROTOCOLS, Protocol, no_protocol
 from virb.tasks.vocabulary import TaskVocabulary, get_probe, variant_of
 
 __all__ = ["ResolvedTask", "TaskVocabulary", "canonical", "get_probe", "resolve_task"]
 
-# What a protocol decides. Other keys say what is measured, by which method, or how it is computed.
-_OF_PROTOCOL = ("num_epochs", "batch_size", "selection", "seeds", "features", "refit", "views", "augment", "on_bad_image")
+# What a protocol decides, besides features and training configs. Other keys say what is measured, by which method, or how it is computed.
+_OF_PROTOCOL = ("num_epochs", "batch_size", "selection", "seeds", "refit", "views", "augment", "on_bad_image")
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,6 @@ class ResolvedTask:
 
 def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed: int = 0) -> list[ResolvedTask]:
     """One resolved task, or one per request when ``features`` is a list (a layer sweep). ``seed`` is added to every seed."""
-    if config.task_head_weights_path is not None:
-        problem = "scoring the heads of another task is not available yet"
-        raise _problem(config, "task_head_weights_path", problem)
     try:
         task = find_task(config.task)
     except KeyError:
@@ -74,10 +71,17 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
     task = variant_of(task, protocol)
     if not task.available:
         raise _problem(config, "task", f"the task {task.id} is not available yet; virb list tasks shows those that are")
+    if config.task_head_weights_path is not None:
+        problem = "scoring the heads of another task is not available yet"
+        raise _problem(config, "task_head_weights_path", problem)
+    check_task(task)
     values = _Values(config, task, protocol)
     origins = values.origins
     origins["protocol"] = "--protocol" if protocol_override else _line(config, "protocol")
 
+    seeds = tuple(seed + number for number in values.get("seeds"))
+    if seed:
+        origins["seeds"] += f" + --seed {seed}"
     views, augment, stream = _views(config, values)
     requests = _requests(config, values)
     configs = values.training_configs()
@@ -90,7 +94,7 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
             label=config.label if len(requests) == 1 else f"{config.label}@{_label_of(request)}",
             task=task,
             protocol=protocol.name,
-            changed=values.changed(configs),
+            changed=values.changed(configs, request),
             probe=values.probe,
             features=request,
             configs=configs,
@@ -98,7 +102,7 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
             batch_size=batch_size,
             test_batch_size=int(values.get("test_batch_size") or max(batch_size, 1024)),
             selection=str(selection),
-            seeds=tuple(seed + number for number in values.get("seeds")),
+            seeds=seeds,
             refit=refit,
             views=views,
             augment=augment,
@@ -127,6 +131,8 @@ class _Values:
         get_probe(self.probe)  # a name that is no probe's is found here
         layer = {} if protocol is DEFAULT else _checked(f"protocol {protocol.name}", protocol.layer(self.probe))
         default = _checked("default", DEFAULT.layer(self.probe))
+        if self.probe != task.probe:  # the task's training configs are for its own probe
+            own = {key: value for key, value in own.items() if key not in ("training_configs", "grid")}
         self._below = [(f"protocol {protocol.name}", layer), (f"task {task.id}", own), ("default", default)]
 
     def get(self, key: str) -> Any:
@@ -159,10 +165,12 @@ class _Values:
                 return source, {name: _record(model, f"{source}, training config {name}", content) for name, content in found.items()}
         return "default", {"default": _record(model, f"{self.probe} needs training_configs or grid", {})}
 
-    def changed(self, configs: Mapping[str, BaseModel]) -> dict[str, Any]:
+    def changed(self, configs: Mapping[str, BaseModel], request: str) -> dict[str, Any]:
         """What the user gave and differs from what the protocol (with the task's defaults) says: it goes on the card."""
         keys = [*_OF_PROTOCOL, *(["probe"] if "probe" in self._protocol.values else [])]
         changed = {key: self._explicit[key] for key in keys if self._explicit.get(key) not in (None, self._without(key)[1])}
+        if str(Request.parse(self._without("features")[1])) != request:
+            changed["features"] = request
         if self._config.training_configs and dict(configs) != self._default_configs()[1]:
             changed["training_configs"] = list(configs)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}

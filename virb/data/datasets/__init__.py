@@ -47,7 +47,7 @@ def find_dataset(name: str) -> Callable[..., Dataset]:
     return _DATASETS[name]
 
 
-def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
+def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -> Dataset:
     """The dataset with these options; UserError for an unknown name or option, with the nearest valid one."""
     try:
         function = find_dataset(name)

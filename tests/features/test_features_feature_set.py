@@ -1,0 +1,140 @@
+"""Samples read their rows equally from every tier: device, host, the mapped file, or a stream."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from virb.features import cache as cache_module
+from virb.features.cache import FeatureCache, slice_bounds
+from virb.features.feature_set import EncodedRows, MappedRows, SampleFeatures
+
+CPU = torch.device("cpu")
+TIERS = ["device", "host", "mapped", "streamed"]
+N_ROWS = 23
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> FeatureCache:
+    monkeypatch.setattr(cache_module, "SLICE_ROWS", 5)
+    return FeatureCache(tmp_path)
+
+
+def values_of(view: int, shape: tuple[int, ...] = (3, 2)) -> np.ndarray:
+    """float32, exact in float16."""
+    return np.random.default_rng(view).normal(size=(N_ROWS, *shape)).astype(np.float16).astype(np.float32)
+
+
+def rows_of(cache: FeatureCache, tier: str, values: np.ndarray, key: str):
+    if tier == "streamed":
+        return EncodedRows(len(values), values.shape[1:], lambda rows: torch.from_numpy(values[rows]))
+    for start, stop in slice_bounds(len(values)):
+        cache.write_slice(key, start, values[start:stop], {})
+    return MappedRows(cache.slices(key, len(values)))
+
+
+def ragged_rows(cache: FeatureCache, tier: str, values: list[np.ndarray], key: str = "ragged"):
+    if tier == "streamed":
+        return EncodedRows(len(values), None, lambda rows: [torch.from_numpy(values[row]) for row in rows])
+    for start, stop in slice_bounds(len(values)):
+        cache.write_slice(key, start, values[start:stop], {})
+    return MappedRows(cache.slices(key, len(values)))
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("k", [1, 3])
+def test_gather_and_sample(cache, tier, k):
+    values = values_of(0)
+    picks = np.random.default_rng(9).integers(0, N_ROWS, (11, k))  # rows shared, repeated, not in order, some never used
+    features = SampleFeatures([rows_of(cache, tier, values, "key")], picks.reshape(-1), np.arange(12) * k, CPU, tier)
+    assert features.shape == ((3, 2) if k == 1 else (k, 3, 2))
+    assert len(features) == 11
+    samples = np.array([10, 0, 3, 3, 7])
+    expected = values[picks[samples]].reshape(5, *features.shape)
+    for asked in (samples, torch.from_numpy(samples)):
+        got = features.gather(asked)
+        assert got.dtype == torch.float32
+        assert np.array_equal(got.numpy(), expected)
+    assert features.gather(np.array([], dtype=np.int64)).shape == (0, *features.shape)
+    for index in (0, 10):
+        rows = features.sample(index)
+        assert len(rows) == k
+        assert all(row.dtype == torch.float32 for row in rows)
+        assert np.array_equal(torch.stack(rows).numpy(), values[picks[index]])
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_views_go_round_with_the_epochs(cache, tier):
+    views = [values_of(view) for view in range(3)]
+    picks = np.array([4, 22, 0, 4])
+    rows = [rows_of(cache, tier, values, f"key{view}") for view, values in enumerate(views)]
+    features = SampleFeatures(rows, picks, np.arange(5), CPU, tier)
+    for epoch, view in [(0, 0), (1, 1), (2, 2), (3, 0), (7, 1)]:
+        features.set_epoch(epoch)
+        assert np.array_equal(features.gather(np.array([3, 1])).numpy(), views[view][[4, 22]])
+        assert np.array_equal(features.sample(2)[0].numpy(), views[view][0])
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_samples_of_different_lengths(cache, tier):
+    values = values_of(0)
+    picks, offsets = np.array([3, 1, 1, 22, 0, 5]), np.array([0, 2, 3, 6])
+    features = SampleFeatures([rows_of(cache, tier, values, "key")], picks, offsets, CPU, tier)
+    assert features.shape is None
+    assert len(features) == 3
+    for index, expected in enumerate([[3, 1], [1], [22, 0, 5]]):
+        assert np.array_equal(torch.stack(features.sample(index)).numpy(), values[expected])
+    with pytest.raises(TypeError, match="one by one"):
+        features.gather(np.array([0]))
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_rows_of_different_shapes(cache, tier):
+    random = np.random.default_rng(1)
+    values = [random.normal(size=(2, 1 + i % 3, 4)).astype(np.float16).astype(np.float32) for i in range(9)]
+    features = SampleFeatures([ragged_rows(cache, tier, values)], np.array([8, 0, 1]), np.array([0, 2, 3]), CPU, tier)
+    assert features.shape is None
+    for index, expected in enumerate([[8, 0], [1]]):
+        for got, row in zip(features.sample(index), expected, strict=True):
+            assert got.dtype == torch.float32
+            assert np.array_equal(got.numpy(), values[row])
+    with pytest.raises(TypeError, match="one by one"):
+        features.gather(np.array([0]))
+
+
+def test_a_copy_holds_only_the_rows_in_use_in_storage_precision(cache):
+    read = []
+    rows = rows_of(cache, "mapped", values_of(0), "key")
+    original = rows.read
+    rows.read = lambda wanted: read.append(wanted) or original(wanted)
+    features = SampleFeatures([rows], np.array([20, 3, 20, 7]), np.arange(5), CPU, "host")
+    assert [wanted.tolist() for wanted in read] == [[3, 7, 20]]
+    features.gather(np.arange(4))
+    features.sample(1)
+    assert len(read) == 1
+    assert features._copies[0].dtype == torch.float16
+
+
+def test_tiers_agree_where_a_slice_overflows(cache):
+    values = values_of(0)
+    values[7, 1, 1] = 123456.789
+    expected = values[[7, 3, 6]]
+    for tier in ("device", "host", "mapped"):
+        features = SampleFeatures([rows_of(cache, tier, values, "key")], np.arange(N_ROWS), np.arange(N_ROWS + 1), CPU, tier)
+        assert np.array_equal(features.gather(np.array([7, 3, 6])).numpy(), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("tier", TIERS)
+def test_on_cuda(cache, tier):
+    cuda = torch.device("cuda")
+    values = values_of(0)
+    picks = np.random.default_rng(9).integers(0, N_ROWS, (11, 3))
+    features = SampleFeatures([rows_of(cache, tier, values, "key")], picks.reshape(-1), np.arange(12) * 3, cuda, tier)
+    samples = torch.tensor([10, 0, 3], device=cuda)
+    got = features.gather(samples)
+    assert got.device.type == "cuda"
+    assert np.array_equal(got.cpu().numpy(), values[picks[[10, 0, 3]]])
+    assert features.sample(4)[2].device.type == "cuda"
+    assert np.array_equal(features.sample(4)[2].cpu().numpy(), values[picks[4, 2]])

@@ -1,0 +1,202 @@
+"""No option is parsed and ignored: every key of the YAML is changed once, and the plan shows it. A new key fails until it has a case."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plan_support import DIGITS, PIXELS, TINY_VIT, MakePlan
+
+from virb.config import GradientConfig, InputOverride, MlpConfig, SchedulerConfig
+from virb.config.records import EncoderKeys, TaskKeys
+from virb.encoders.load import load_encoder
+from virb.errors import ConfigError
+from virb.plan.jobs import Job, Plan
+
+SGD = {"optimizer": "sgd", "lr": 1.0}
+SMALL = {"task": "shapes-count", "data": {"n_train": 12, "n_test": 6}}
+
+
+def only_job(plan: Plan) -> Job:
+    (job,) = plan.jobs
+    return job
+
+
+def seen(plan: Plan) -> dict[str, Any]:
+    """What a key of the schema can change."""
+    job = only_job(plan)
+    return {
+        "key": job.key,
+        "geometry": job.geometry,
+        "entries": {role: role_plan.entries for role, role_plan in job.roles.items()},
+        "units": [unit.kind for unit in plan.units],
+        "meta": dict(plan.context.encoders[job.encoder].meta),
+    }
+
+
+# key -> (the task without it, its value, what changes); a text that is nothing seen: the message of the refusal
+TASK: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "task": (DIGITS, "shapes-class", "key"),
+    "probe": (DIGITS, "mlp", "key"),
+    "protocol": (DIGITS, "virb2021", "geometry"),
+    "num_epochs": (DIGITS, 7, "key"),
+    "batch_size": (DIGITS, 7, "key"),
+    "test_batch_size": (DIGITS, 7, "key"),
+    "pre_encode": (DIGITS, False, "units"),
+    "num_dataset_repeats": (DIGITS, 3, "entries"),
+    "views": (DIGITS, 3, "entries"),
+    "task_head_weights_path": (DIGITS, "out/%s/t-a/model_head.pt", "scoring the heads of another task is not available yet"),
+    "selection": (DIGITS, "test-last", "key"),
+    "seeds": (DIGITS, [4], "key"),
+    "data": (SMALL, {"n_train": 13, "n_test": 6}, "entries"),
+    "features": (DIGITS, "tokens[-1].mean", "entries"),
+    "refit": (DIGITS, True, "key"),
+    "train_encoder": (DIGITS, True, "fine-tuning is not available yet"),
+    "on_bad_image": (DIGITS, "skip", "key"),
+    "augment": (DIGITS, "crop-flip", "entries"),
+    "training_configs": (DIGITS, {"a": SGD}, "key"),
+    "grid": (DIGITS, SGD, "key"),
+}
+
+
+def test_every_key_of_a_task_has_a_case() -> None:
+    assert set(TASK) == set(TaskKeys.model_fields)
+
+
+@pytest.mark.parametrize("key", TASK)
+def test_task_keys(make_plan: MakePlan, key: str) -> None:
+    task, value, effect = TASK[key]
+    before = seen(make_plan(None, {"t": task}))
+    if effect not in before:
+        with pytest.raises(ConfigError, match=effect):
+            make_plan(None, {"t": {**task, key: value}})
+        return
+    after = seen(make_plan(None, {"t": {**task, key: value}}))
+    assert before[effect] != after[effect]
+    assert (before["key"] != after["key"]) == (key != "pre_encode")
+
+
+# key -> (a training config without it, its value)
+CONFIG: dict[str, tuple[dict[str, Any], Any]] = {
+    "optimizer": (SGD, "adam"),
+    "lr": (SGD, 0.5),
+    "momentum": (SGD, 0.9),
+    "nesterov": ({**SGD, "momentum": 0.9}, True),
+    "weight_decay": (SGD, 0.1),
+    "scheduler": (SGD, "cosine"),
+    "hidden": (SGD, 64),
+}
+STEP, ONE_CYCLE = {"type": "StepLR", "step_size": 2, "gamma": 0.5}, {"type": "OneCycle"}
+SCHEDULER: dict[str, tuple[dict[str, Any], Any]] = {
+    "type": ({"type": "cosine"}, "OneCycle"),
+    "per": ({"type": "cosine"}, "step"),
+    "step_size": (STEP, 3),
+    "gamma": (STEP, 0.1),
+    "exponent": ({"type": "Poly", "exponent": 1.0}, 2.0),
+    "pct_start": (ONE_CYCLE, 0.5),
+    "div_factor": (ONE_CYCLE, 5.0),
+    "final_div_factor": (ONE_CYCLE, 1e3),
+    "anneal": (ONE_CYCLE, "cos"),
+    "cycle_momentum": (ONE_CYCLE, False),
+    "base_momentum": (ONE_CYCLE, 0.5),
+    "max_momentum": (ONE_CYCLE, 0.5),
+    "min_lr": ({"type": "cosine"}, 0.1),
+}
+
+
+def test_every_key_of_a_training_config_has_a_case() -> None:
+    assert set(CONFIG) == set(MlpConfig.model_fields) >= set(GradientConfig.model_fields)
+    assert set(SCHEDULER) == set(SchedulerConfig.model_fields)
+
+
+def config_key(make_plan: MakePlan, config: dict[str, Any], probe: str = "mlp") -> str:
+    return only_job(make_plan(None, {"t": {**DIGITS, "probe": probe, "training_configs": {"a": config}}})).key
+
+
+@pytest.mark.parametrize("key", CONFIG)
+def test_training_keys(make_plan: MakePlan, key: str) -> None:
+    config, value = CONFIG[key]
+    assert config_key(make_plan, config) != config_key(make_plan, {**config, key: value})
+    if key in GradientConfig.model_fields:
+        assert config_key(make_plan, config, "linear") != config_key(make_plan, {**config, key: value}, "linear")
+
+
+@pytest.mark.parametrize("key", SCHEDULER)
+def test_scheduler_keys(make_plan: MakePlan, key: str) -> None:
+    schedule, value = SCHEDULER[key]
+    base = {**SGD, "momentum": 0.9}
+    assert config_key(make_plan, {**base, "scheduler": schedule}) != config_key(make_plan, {**base, "scheduler": {**schedule, key: value}})
+
+
+# key -> (its value, what changes)
+INPUT: dict[str, tuple[Any, str]] = {
+    "size": ([24, 40], "geometry"),
+    "resize": ("squash", "geometry"),
+    "crop": ("none", "add crop center, or squash"),
+    "crop_pct": (0.5, "geometry"),
+    "interpolation": ("bicubic", "geometry"),
+    "mean": ([0.1, 0.2, 0.3], "entries"),
+    "std": ([0.1, 0.2, 0.3], "entries"),
+}
+
+
+@pytest.mark.parametrize("key", InputOverride.model_fields)
+def test_input_keys(make_plan: MakePlan, key: str) -> None:
+    base = {"resize": "shorter", "size": 32}
+    value, effect = INPUT[key]
+    before = seen(make_plan({"e": {**PIXELS, "input": base}}))
+    changed = {"e": {**PIXELS, "input": {**base, key: value}}}
+    if effect not in before:
+        with pytest.raises(ConfigError, match=effect):
+            make_plan(changed)
+        return
+    after = seen(make_plan(changed))
+    assert before[effect] != after[effect]
+    assert before["key"] != after["key"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny ViTs in one file."""
+    path = tmp_path_factory.mktemp("weights") / "two.pt"
+    states = [load_encoder(TINY_VIT, seed=seed).network.state_dict() for seed in (5, 6)]
+    torch.save(dict(zip(("student", "teacher"), states, strict=True)), path)
+    return path
+
+
+NETWORK = """
+import torch
+class Net(torch.nn.Module):
+    def forward(self, images):
+        return images.mean(dim=(2, 3))
+"""
+# key -> (the encoder without it, the encoder with it, what changes)
+ENCODER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "weights": (TINY_VIT, {**TINY_VIT, "weights": "FILE", "checkpoint_key": "teacher"}, "key"),
+    "arch": (PIXELS, TINY_VIT, "key"),
+    "timm": (PIXELS, {"timm": "resnet10t", "weights": "random"}, "key"),
+    "module": (PIXELS, {"module": "net_of_every_key:Net", "weights": "random"}, "key"),
+    "checkpoint_key": (
+        {**TINY_VIT, "weights": "FILE", "checkpoint_key": "student"},
+        {**TINY_VIT, "weights": "FILE", "checkpoint_key": "teacher"},
+        "key",
+    ),
+    "args": (PIXELS, {**PIXELS, "args": {"side": 4}}, "key"),
+    "input": (PIXELS, {**PIXELS, "input": {"size": 16}}, "geometry"),
+    "meta": (PIXELS, {**PIXELS, "meta": {"method": "none"}}, "meta"),
+}
+
+
+@pytest.mark.parametrize("key", EncoderKeys.model_fields)
+def test_encoder_keys(make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path, key: str) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "net_of_every_key.py").write_text(NETWORK)
+    without, with_key, effect = (
+        {k: str(weights) if v == "FILE" else v for k, v in case.items()} if isinstance(case, dict) else case for case in ENCODER[key]
+    )
+    before, after = seen(make_plan({"e": without})), seen(make_plan({"e": with_key}))
+    assert before[effect] != after[effect]
+    assert (before["key"] == after["key"]) == (key == "meta")

@@ -1,0 +1,269 @@
+"""Explicit key > protocol > task default > default protocol, for every key, with where each value came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from virb.config import GradientConfig, task_config_from_mapping
+from virb.data.transforms import Geometry
+from virb.errors import ConfigError, UserError
+from virb.tasks import base, protocols
+from virb.tasks.base import Task
+from virb.tasks.protocols import DEFAULT, Protocol
+from virb.tasks.resolve import ResolvedTask, resolve_task
+from virb.tasks.vocabulary import TaskVocabulary
+
+WORDS = TaskVocabulary(["pixels"])
+Register = Callable[..., Task]
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Adds a task to the catalogue for one test: ``digits`` with changes."""
+
+    def add(task_id: str, **changes: Any) -> Task:
+        task = replace(base.all_tasks()["digits"], id=task_id, **changes)
+        monkeypatch.setitem(base._TASKS, task_id, task)
+        return task
+
+    return add
+
+
+@pytest.fixture
+def bundle(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Protocol]:
+    """Adds a protocol named ``bundle`` for one test."""
+
+    def add(**fields: Any) -> Protocol:
+        monkeypatch.setitem(protocols.PROTOCOLS, "bundle", Protocol("bundle", **fields))
+        return protocols.PROTOCOLS["bundle"]
+
+    return add
+
+
+def resolve(keys: dict[str, Any], protocol: str | None = None, seed: int = 0) -> list[ResolvedTask]:
+    return resolve_task(task_config_from_mapping("label", keys, WORDS, protocol=protocol), protocol, seed)
+
+
+def one(keys: dict[str, Any], protocol: str | None = None, seed: int = 0) -> ResolvedTask:
+    (task,) = resolve(keys, protocol, seed)
+    return task
+
+
+# key -> (the default protocol's value, a task's, a protocol's, the user's)
+LAYERS: dict[str, tuple[Any, Any, Any, Any]] = {
+    "num_epochs": (50, 11, 12, 13),
+    "batch_size": (256, 11, 12, 13),
+    "test_batch_size": (1024, 11, 12, 13),
+    "selection": ("val", "test-last", "test-best", "test-last"),
+    "seeds": ((0,), (1,), (2, 3), (4,)),
+    "refit": (False, True, True, False),
+    "views": (1, 2, 3, 4),
+    "augment": ("none", "crop-flip", "crop-flip", "none"),
+    "on_bad_image": ("error", "skip", "skip", "error"),
+    "features": ("embedding", "tokens[-1].mean", "cls[-1]", "cls[-2]"),
+    "probe": ("linear", "mlp", "mlp", "linear"),
+}
+
+
+@pytest.mark.parametrize("key", LAYERS)
+def test_who_wins(register: Register, bundle: Callable[..., Protocol], key: str) -> None:
+    default, of_task, of_protocol, explicit = (list(value) if isinstance(value, tuple) else value for value in LAYERS[key])
+    named = {key: of_task} if key in ("features", "probe") else {"defaults": {key: of_task}}
+    register("mine", **named)
+    bundle(values={key: of_protocol})
+
+    def value(keys: dict[str, Any]) -> tuple[Any, str]:
+        task = one(keys)
+        found = getattr(task, key)
+        return (list(found) if isinstance(found, tuple) else found), task.origins[key]
+
+    lowest = "task digits" if key in ("features", "probe") else "default"
+    assert value({"task": "digits"}) == (default, lowest)
+    assert value({"task": "mine"}) == (of_task, "task mine")
+    assert value({"task": "mine", "protocol": "bundle"}) == (of_protocol, "protocol bundle")
+    assert value({"task": "mine", "protocol": "bundle", key: explicit}) == (explicit, "<python>")
+
+
+def test_who_wins_for_training_configs(register: Register, bundle: Callable[..., Protocol]) -> None:
+    def named(lr: float) -> dict[str, Any]:
+        return {"training_configs": {f"lr{lr}": {"optimizer": "sgd", "lr": lr}}}
+
+    register("mine", defaults=named(1.0))
+    bundle(probes={"linear": named(2.0)})
+    assert len(one({"task": "digits"}).configs) == 14
+    assert one({"task": "mine"}).configs == {"lr1.0": GradientConfig(optimizer="sgd", lr=1.0)}
+    assert one({"task": "mine"}).origins["training_configs"] == "task mine"
+    assert list(one({"task": "mine", "protocol": "bundle"}).configs) == ["lr2.0"]
+    assert len(one({"task": "mine", "protocol": "bundle", "probe": "mlp"}).configs) == 6  # neither knows mlp
+    assert list(one({"task": "mine", "protocol": "bundle", **named(3.0)}).configs) == ["lr3.0"]
+    assert list(one({"task": "mine", "grid": {"optimizer": "sgd", "lr": [4, 5]}}).configs) == ["lr4", "lr5"]
+
+
+def test_a_tasks_wrong_defaults_are_named(register: Register) -> None:
+    register("mine", defaults={"num_epoch": 3, "seeds": "many"})
+    with pytest.raises(UserError, match=r"task mine has wrong defaults: .*seeds: expected how many.*num_epoch: unknown key; did you mean"):
+        one({"task": "mine"})
+
+
+def test_what_the_user_changed_stands_on_the_card(bundle: Callable[..., Protocol]) -> None:
+    bundle(values={"num_epochs": 7, "probe": "linear"}, probes={"linear": {"grid": {"optimizer": "adam", "lr": [1.0, 2.0]}}})
+    assert one({"task": "digits"}).changed == {}
+    assert one({"task": "digits", "protocol": "bundle"}).changed == {}
+    same = {"task": "digits", "protocol": "bundle", "num_epochs": 7, "batch_size": 256, "grid": {"optimizer": "adam", "lr": [1.0, 2.0]}}
+    assert one(same).changed == {}  # said again, not changed
+    keys = {"num_epochs": 8, "refit": True, "seeds": [0, 1], "features": "tokens", "grid": {"optimizer": "adam", "lr": [1.0]}}
+    assert one({"task": "digits", "protocol": "bundle", **keys}).changed == {
+        "num_epochs": 8,
+        "refit": True,
+        "seeds": [0, 1],
+        "features": "tokens[-1]",
+        "training_configs": ["adam"],
+    }
+    assert one({"task": "digits", "protocol": "bundle", "probe": "mlp"}).changed == {"probe": "mlp"}
+    assert one({"task": "digits", "probe": "mlp"}).changed == {}  # the default protocol names no probe
+
+
+def test_a_list_of_requests_is_a_job_each() -> None:
+    asked = ["embedding", "tokens[-1].mean", "cls[-4:].flatten", "tokens[3,5].gem(4)", "cls[-1]+tokens[-1](norm=false).max"]
+    with pytest.raises(ConfigError, match=r"label.features"):
+        resolve({"task": "digits", "features": [*asked, "tokens[-1].main"]})
+    asked[3] = "tokens[3].gem(4)"
+    tasks = resolve({"task": "digits", "features": asked})
+    assert [task.features for task in tasks] == asked
+    assert [task.label for task in tasks] == [
+        "label@embedding",
+        "label@tokens-1.mean",
+        "label@cls-4...flatten",
+        "label@tokens3.gem4",
+        "label@cls-1+tokens-1-raw.max",
+    ]
+    assert [task.changed for task in tasks] == [{}, *({"features": text} for text in asked[1:])]
+    assert one({"task": "digits", "features": ["cls[-1]"]}).label == "label"
+    labels = [task.label for task in resolve({"task": "digits", "features": ["cls[-4]", "cls[-4:]", "cls[4]", "cls[:4]"]})]
+    assert len(set(labels)) == 4
+
+
+def test_two_names_of_one_request_are_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"tokens\[-1\] and tokens are the same request"):
+        resolve({"task": "digits", "features": ["tokens", "tokens[-1]"]})
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, (1, "none", False)),
+        ({"pre_encode": True}, (1, "none", False)),
+        ({"pre_encode": False}, (1, "none", True)),
+        ({"views": 3}, (3, "crop-flip", False)),
+        ({"num_dataset_repeats": 3}, (3, "crop-flip", False)),
+        ({"views": "fresh"}, ("fresh", "crop-flip", True)),
+        ({"augment": "crop-flip"}, (1, "crop-flip", False)),
+        ({"augment": "crop-flip", "pre_encode": False}, ("fresh", "crop-flip", True)),
+        ({"augment": "crop-flip", "pre_encode": False, "views": 1}, (1, "crop-flip", True)),
+    ],
+)
+def test_views(keys: dict[str, Any], expected: tuple[Any, str, bool]) -> None:
+    task = one({"task": "digits", **keys})
+    assert (task.views, task.augment, task.stream) == expected
+
+
+def test_views_without_augmentation_are_refused(bundle: Callable[..., Protocol]) -> None:
+    with pytest.raises(ConfigError, match=r"label.augment  without augmentation all views are equal"):
+        one({"task": "digits", "views": 4, "augment": "none"})
+    bundle(values={"views": "fresh"})
+    assert one({"task": "digits", "protocol": "bundle"}).stream
+    with pytest.raises(ConfigError, match=r"label.pre_encode  fresh views \(protocol bundle\) cannot be encoded in advance"):
+        one({"task": "digits", "protocol": "bundle", "pre_encode": True})
+
+
+def test_refit_needs_samples_to_select_on() -> None:
+    with pytest.raises(ConfigError, match=r"label.refit  refit: true trains again on fit"):
+        one({"task": "digits", "refit": True, "selection": "test-last"})
+
+
+def test_virb2021_is_the_published_procedure(register: Register) -> None:
+    plain, published = one({"task": "digits"}), one({"task": "digits"}, protocol="virb2021")
+    assert (published.num_epochs, published.batch_size, published.selection) == (100, 32, "test-last")
+    assert dict(published.configs) == {"adam-0.0001": GradientConfig(optimizer="adam", lr=1e-4)}
+    assert published.geometry == Geometry((224, 224), "squash", "none", 1.0, "bilinear")
+    assert (published.protocol, published.origins["protocol"], published.origins["num_epochs"]) == (
+        "virb2021",
+        "--protocol",
+        "protocol virb2021",
+    )
+    assert plain.geometry == base.all_tasks()["digits"].geometry
+    assert one({"task": "digits", "protocol": "virb2021"}).configs == published.configs
+
+    register("digits@virb2021", metrics=("top5",), probe="mlp")
+    assert one({"task": "digits"}).task.id == "digits"
+    historic = one({"task": "digits"}, protocol="virb2021")
+    assert (historic.task.id, historic.probe) == ("digits@virb2021", "mlp")
+    assert one({"task": "digits@virb2021"}).task.id == "digits@virb2021"
+    register("digits@other")
+    assert one({"task": "digits@other"}, protocol="virb2021").task.id == "digits@other"
+
+
+def test_the_runs_protocol_wins_over_the_tasks() -> None:
+    assert one({"task": "digits", "protocol": "virb2021"}, protocol="default").num_epochs == 50
+    with pytest.raises(ConfigError, match="no protocol 'virb2022'; there are default, virb2021"):
+        one({"task": "digits"}, protocol="virb2022")
+
+
+def test_seeds() -> None:
+    assert one({"task": "digits"}, seed=5).seeds == (5,)
+    assert one({"task": "digits", "seeds": 3}).seeds == (0, 1, 2)
+    task = one({"task": "digits", "seeds": [2, 7]}, seed=10)
+    assert task.seeds == (12, 17)
+    assert task.origins["seeds"] == "<python> + --seed 10"
+
+
+def test_the_test_batch_follows_a_large_batch() -> None:
+    assert one({"task": "digits", "batch_size": 4000}).test_batch_size == 4000
+    assert one({"task": "digits", "batch_size": 4000, "test_batch_size": 10}).test_batch_size == 10
+
+
+def test_data_options_add_to_the_tasks(register: Register) -> None:
+    register("mine", options={"a": 1, "b": 2})
+    assert one({"task": "mine", "data": {"b": 3, "c": 4}}).data == {"a": 1, "b": 3, "c": 4}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"task": "Pets"}, "label.task  the task Pets is not available yet; virb list tasks shows those that are"),
+        ({"task": "digits", "task_head_weights_path": "out/%s/x.pt"}, "label.task_head_weights_path  scoring the heads"),
+    ],
+)
+def test_not_built_yet(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        one(keys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ("top2",)}, 'no metric "top2"; did you mean top5'),
+        ({"metrics": ()}, "has no metric"),
+        ({"metrics": ("virb.metrics.base:find_metric",)}, "is a function, not a"),
+        ({"metrics": ("nowhere_at_all:M",)}, "the metric nowhere_at_all:M cannot be imported"),
+        ({"roles": {"train": "train", "report": "test"}}, "a role 'train'; roles are fit"),
+        ({"roles": {"fit": "train"}}, "needs one role to report on"),
+        ({"probe": "liner"}, "no probe 'liner'; did you mean linear"),
+    ],
+)
+def test_tasks_that_ask_for_what_does_not_exist(register: Register, changes: dict[str, Any], message: str) -> None:
+    register("mine", **changes)
+    with pytest.raises(UserError, match=message):
+        one({"task": "mine"})
+
+
+def test_every_value_of_the_default_protocol_is_resolved() -> None:
+    task = one({"task": "digits"})
+    for key, value in DEFAULT.values.items():
+        found = getattr(task, key)
+        assert (list(found) if isinstance(found, tuple) else found) == value
+        assert task.origins[key] == "default"

@@ -1,0 +1,404 @@
+"""The command line: messages, exit codes, and that looking at a run neither runs nor writes anything."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import virb
+from virb.cli import main
+from virb.cli.parser import COMMANDS
+from virb.cli.run import failure_lines
+
+REPO = Path(__file__).parent.parent
+VIRB2021 = Path(__file__).parent / "config" / "virb2021"
+QUICKSTART = (
+    "--experiment_list",
+    str(REPO / "configs/experiment_lists/quickstart.yaml"),
+    "--task_configs",
+    str(REPO / "configs/task_configs/quickstart.yaml"),
+)
+ENCODERS = "px: {arch: pixels}\nsmall: {arch: pixels, args: {side: 4}}\n"
+TASKS = "a: {task: digits, num_epochs: 2, grid: {optimizer: adam, lr: [1e-2, 1e-1]}}\nb: {task: digits, num_epochs: 3, probe: mlp}\n"
+FILES = ("--experiment_list", "e.yaml", "--task_configs", "t.yaml")
+ONE = (*FILES, "--only", "px", "--tasks", "a", "--devices", "cpu:1")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh current folder with an experiment list and a task config."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "e.yaml").write_text(ENCODERS)
+    (tmp_path / "t.yaml").write_text(TASKS)
+    return tmp_path
+
+
+@pytest.fixture
+def call(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``call("check", ...)`` -> exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return run
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+# Help
+
+
+def test_help_is_instant() -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, str(REPO / "main.py"), "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.5
+    assert "check     plan and verify everything, run nothing" in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from virb.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: print(sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO).stdout
+    assert not re.search(r"'(torch|numpy|pydantic|rich|yaml|sklearn)'", modules)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_fits(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert text.startswith(f"usage: virb {command}")
+    assert max(map(len, text.split("examples:")[0].splitlines())) <= 130
+    for line in text.splitlines():  # every option says what it is for
+        if re.match(r"  -\S", line) and not line.startswith("  -h"):
+            assert len(re.split(r" {2,}", line.strip())) == 2 or text.splitlines()[text.splitlines().index(line) + 1].startswith(" " * 20)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"ViRB {virb.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("chekc",), "virb: no command 'chekc'; did you mean check?"),
+        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show"),
+        (("--experiment_lst", "e.yaml"), "virb run: unknown option --experiment_lst; did you mean --experiment_list?"),
+        (("check", "--sed=3"), "virb check: unknown option --sed=3; did you mean --seed?"),
+        (("check", "--qqqq"), "virb check: unknown option --qqqq; virb check --help shows what there is"),
+        (("--seed", "three"), "virb run: --seed: invalid int value: 'three' (virb run --help shows what there is)"),
+        (("run", "--keep_heads", "al"), "virb run: no --keep_heads 'al'; did you mean all?"),
+        (("list", "task"), "virb list: no list 'task'; did you mean tasks?"),
+        (("list",), "virb list: the following arguments are required: WHAT (virb list --help shows what there is)"),
+        (("show", "digitz"), "virb: no task 'digitz'; did you mean digits?"),
+        (("show", "c", "--task_configs", "t.yaml"), "virb: no label 'c' in t.yaml; there are a, b"),
+    ],
+)
+def test_a_command_line_that_is_not_understood(call: Call, arguments: tuple[str, ...], message: str) -> None:
+    assert call(*arguments) == (2, "", f"{message}\n")
+
+
+# Mistakes
+
+
+def test_six_mistakes_are_six_located_messages(call: Call, here: Path) -> None:
+    (here / "t.yaml").write_text(
+        "one: {task: digits, num_epoch: 3}\n"
+        "two: {task: digitz}\n"
+        "three:\n  task: digits\n  training_configs:\n    x: {optimizer: adm, lr: 1e-3}\n    y: {optimizer: sgd, lr: fast}\n"
+        "four: {task: digits, features: 'tokens[-1].meen'}\n"
+        "five: {task: digits, data: {size: 3}}\n"
+    )
+    before = files_of(here)
+    for command in (("check",), ("run",), ("run", "--dry_run"), ()):
+        code, out, err = call(*command, *FILES)
+        lines = err.splitlines()
+        assert (code, out) == (2, "")
+        assert lines[0] == "6 problems in 1 file:"
+        assert [line.split()[:2] for line in lines[1:7]] == [
+            ["t.yaml:1", "one.num_epoch"],
+            ["t.yaml:2", "two.task"],
+            ["t.yaml:6", "three.training_configs.x.optimizer"],
+            ["t.yaml:7", "three.training_configs.y.lr"],
+            ["t.yaml:8", "four.features"],
+            ["t.yaml:9", "five.data"],
+        ]
+        assert all("did you mean" in line for line in (lines[1], lines[2], lines[3]))
+        assert files_of(here) == before
+
+
+def test_mistakes_of_the_command_line_come_with_those_of_the_files(call: Call, here: Path) -> None:
+    (here / "e.yaml").write_text("px: {arch: pixls}\n")
+    given = "--devices gpu --seed -1 --cache_budget x --precision y --protocol z --no_cache --cache_dir q --data_root zz --input_size 0"
+    code, _, err = call(*FILES, *given.split(), "--num_workers", "-2")
+    assert code == 2
+    keys = [line.split("  ")[1:4] for line in err.splitlines()[1:]]
+    assert err.startswith("10 problems in 1 file:")
+    flags = ["cache_budget", "data_root", "devices", "input_size", "no_cache", "num_workers", "precision", "protocol", "seed"]
+    assert re.findall(r"command line  --(\w+)", err) == flags
+    assert "e.yaml:1" in keys[-1][0]
+
+
+def test_what_is_missing(call: Call) -> None:
+    code, _, err = call()
+    assert code == 2
+    assert "--experiment_list  is missing: which encoders?" in err
+    assert "--task_configs     is missing: which tasks?" in err
+    assert "--encoder_weights  needs --name" in call("--encoder_weights", "x", "--task_configs", "t.yaml")[2]
+    assert "--name  is for a single encoder" in call(*FILES, "--name", "x")[2]
+    assert "--only  q* matches no name" in call(*FILES, "--only", "q*")[2]
+    assert "--tasks  c matches no name" in call(*FILES, "--tasks", "c")[2]
+
+
+def test_files_that_are_not_there(call: Call) -> None:
+    code, _, err = call("check", "--experiment_list", "f.yaml", "--task_configs", "t.yml")
+    assert code == 2
+    assert re.search(r"f\.yaml +does not exist", err)
+    assert "t.yml does not exist; did you mean t.yaml?" in re.sub(" +", " ", err)
+
+
+def test_a_task_problem_is_not_said_again_for_every_encoder(call: Call, here: Path) -> None:
+    (here / "t.yaml").write_text("a: {task: Pets}\nb: {task: folder}\n")
+    _, _, err = call("check", *FILES)
+    assert len(err.splitlines()) == 4  # the head, two problems, nothing was run
+    assert "a.task  the task Pets is not available yet" in err
+    assert "b       folder: no root is given" in err
+
+
+def test_a_request_that_an_encoder_lacks_names_both(call: Call, here: Path) -> None:
+    (here / "t.yaml").write_text("a: {task: digits, features: 'cls[-1]'}\n")
+    _, _, err = call("check", *FILES)
+    assert re.findall(r't.yaml:1  a.features  encoder "(\w+)" .*: no output \'cls\'', err) == ["px", "small"]
+
+
+def test_a_broken_encoder_outside_the_subset_does_not_matter(call: Call, here: Path) -> None:
+    (here / "e.yaml").write_text(ENCODERS + "lost: {weights: lost.pth}\n")
+    assert call("check", *FILES)[0] == 2
+    assert call("check", *FILES, "--only", "px", "small")[0] == 0
+    code, _, err = call("check", *FILES, "--only", "lost")
+    assert code == 2
+    assert "lost.pth" in err
+
+
+def test_problems_of_a_users_own_code_are_messages(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (here / "broken_cli_lab.py").write_text("1 / 0\n")
+    (here / "t.yaml").write_text('a: {task: "broken_cli_lab:T"}\nb: {task: digits, probe: "broken_cli_lab:P"}\n')
+    code, _, err = call("check", *FILES)
+    assert code == 2
+    assert err.count("cannot be imported: ZeroDivisionError: division by zero") == 2
+    assert "Traceback" not in err
+
+
+def test_a_mistake_of_our_own_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: object) -> int:
+        raise KeyError("lost")
+
+    monkeypatch.setattr("virb.cli.run.check", fail)
+    code, _, err = call("check", *FILES)
+    assert code == 1
+    assert re.fullmatch(r"virb: a mistake of ViRB itself: KeyError: 'lost' \(test_cli.py:\d+\); --debug shows more\n", err)
+    with pytest.raises(KeyError):
+        main(["check", *FILES, "--debug"])
+
+
+def test_ctrl_c(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("virb.cli.run.run", stop)
+    code, _, err = call(*FILES)
+    assert code == 130
+    assert "finished jobs are kept, the same command goes on from here" in err
+
+
+# The files of ViRB 2021
+
+
+@pytest.mark.parametrize("name", ["all", "caltech", "imagenet_grid_search", "exemplar_grid_search", "imagenetv2"])
+@pytest.mark.parametrize("protocol", [(), ("--protocol", "virb2021")])
+def test_task_configs_of_virb2021_say_what_is_not_built(call: Call, name: str, protocol: tuple[str, ...]) -> None:
+    file = VIRB2021 / "virb_configs" / f"{name}.yaml"
+    code, out, err = call("check", "--experiment_list", "e.yaml", "--task_configs", str(file), *protocol)
+    tasks = re.findall(r"^(\S+):\n", file.read_text(), re.MULTILINE)
+    assert (code, out) == (2, "")
+    lines = [line for line in err.splitlines() if not line.startswith("note:")]
+    assert re.match(rf"{len(tasks)} problems? in 1 file:", lines[0])
+    said = [
+        re.fullmatch(rf"  {re.escape(str(file))}:(\d+) +(\S+)\.task +the task (\S+) is not available yet; .*", line) for line in lines[1:-1]
+    ]
+    assert [match[2] for match in said if match] == tasks
+    for match in said:
+        assert match is not None
+        assert match[3] in file.read_text().splitlines()[int(match[1]) - 1]
+    assert ("note:" in err) == (name == "imagenetv2")
+
+
+@pytest.mark.parametrize(("name", "count"), [("all", 33), ("swav", 1)])
+def test_experiment_lists_of_virb2021_name_each_missing_file(call: Call, name: str, count: int) -> None:
+    file = VIRB2021 / "experiment_lists" / f"{name}.yaml"
+    code, _, err = call("check", "--experiment_list", str(file), "--task_configs", "t.yaml")
+    assert code == 2
+    assert err.startswith(f"{count} problem")
+    assert len(re.findall(rf"{re.escape(str(file))}:\d+ .*does not exist", err)) == count
+
+
+def test_the_old_folder_of_task_configs(call: Call, here: Path) -> None:
+    (here / "configs" / "task_configs").mkdir(parents=True)
+    (here / "configs" / "task_configs" / "x.yaml").write_text("a: {task: digits}\n")
+    code, out, err = call("check", "--experiment_list", "e.yaml", "--virb_configs", "configs/virb_configs/x.yaml")
+    assert code == 0
+    assert "note: configs/virb_configs/x.yaml  does not exist; configs/task_configs/x.yaml is read instead" in err
+    assert "1 task" in out
+
+
+# check
+
+
+def test_check_shows_the_quickstart_and_touches_nothing(call: Call, here: Path) -> None:
+    before = files_of(here)
+    code, out, err = call("check", *QUICKSTART, "--devices", "cpu:2")
+    assert (code, err) == (0, "")
+    for text in (
+        r"3 encoders",
+        r"  random_vit +5\.4 M +64px bicubic centre crop +vit_tiny/8, random weights \(seed 0\)",
+        r"  shapes_count +shapes-count, linear, 6 configs +fit 3,000 / report 1,000, select held out of fit",
+        r"9 jobs",
+        r"  pixels x digits_mlp +32px bilinear squashed \(task digits\) +4\.97 MB +host memory",
+        r"jobs +9 to run, 0 done",
+        r"passes +4 over images instead of 27, in 12 slices; 5,797 images to decode",
+        r"geometries +2: 32px \(6 jobs\), 64px \(3 jobs\)",
+        r"features +17\.1 MB to make, nothing cached yet; largest job 10\.8 MB \(pixels x shapes_count\)",
+        r"disk +out/\.virb_cache: .* free, budget 80%",
+        r"time +about \d+ s on cpu x 2, float32",
+        r"nothing was run",
+    ):
+        assert re.search(f"^{text}$", out, re.MULTILINE), text
+    seconds = int(re.findall(r"about (\d+) s on", out)[0])
+    assert 10 < seconds < 300  # of about 45
+    assert files_of(here) == before
+    assert call(*QUICKSTART, "--dry_run", "--devices", "cpu:2")[1].splitlines()[-1] == "nothing was run"
+    assert files_of(here) == before
+
+
+def test_check_says_which_input_would_merge_geometries(call: Call, here: Path) -> None:
+    (here / "e.yaml").write_text("a: {arch: pixels}\nb: {arch: pixels, input: {size: [16, 24], resize: squash}}\n")
+    _, out, _ = call("check", *FILES)
+    assert "geometries  2: 32px (2 jobs), 16x24px (2 jobs) · input: {size: 32} for all encoders would make one of 2" in out
+
+
+def test_check_says_what_streams(call: Call) -> None:
+    _, out, _ = call("check", *FILES, "--cache_budget", "0", "--tasks", "a")
+    assert out.count("streams: encoded while heads train") == 2
+    assert "do not fit the cache budget (0)" in out
+    assert "features    0 B to make" in out
+
+
+# run
+
+
+def test_a_run_and_its_repetition(call: Call, here: Path) -> None:
+    code, out, err = call(*ONE, "--suffix", "_x")
+    assert (code, err) == (0, "")
+    assert re.search(r"^px_x +\d+\.\d ±\d+\.\d$", out, re.MULTILINE)
+    assert out.splitlines()[-1] == "95 % intervals · choices made on validation · results: out/results.csv"
+    job = json.loads((here / "out/px_x/a/job.json").read_text())
+    assert job["provenance"]["config_text"] == TASKS.splitlines()[0]
+    assert job["protocol"]["changed"] == {"num_epochs": 2, "training_configs": ["lr0.01", "lr0.1"]}
+    written = {path: path.stat().st_mtime_ns for path in (here / "out").rglob("*.json")}
+    code, out, _ = call("run", *ONE, "--suffix", "_x")
+    assert (code, out) == (0, "the job is done (out, just now) · --force runs it again\n")
+    assert {path: path.stat().st_mtime_ns for path in (here / "out").rglob("*.json")} == written
+    code, out, _ = call("check", *FILES, "--only", "px", "--suffix", "_x")
+    assert "px_x x a" in out
+    assert "jobs        1 to run, 1 done" in out
+    assert "  done    1 job already" in call(*FILES, "--only", "px", "--suffix", "_x", "--tasks", "a,b", "--devices", "cpu:1")[1]
+
+
+def test_a_job_that_fails_is_named_last_and_the_exit_code_is_1(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (here / "failing_cli_lab.py").write_text(
+        "from virb.probes.base import ProbeConfig\n"
+        "from virb.errors import ViRBError\n"
+        "class Bad:\n    name, shape, Config = 'bad', 'features', ProbeConfig\n"
+        "    def from_features(self, roles, settings, context):\n        raise ViRBError('no luck today')\n"
+    )
+    (here / "t.yaml").write_text(TASKS.splitlines()[0] + '\nc: {task: digits, probe: "failing_cli_lab:Bad"}\n')
+    code, out, _ = call(*FILES, "--only", "px", "--devices", "cpu:1")
+    assert code == 1
+    assert "1 of 2 jobs failed, 1 done:\n  px x c" in out
+    assert re.search(r"px x c +no luck today$", out, re.MULTILINE)
+
+
+def test_failure_lines() -> None:
+    assert failure_lines({}, 3, 3) == []
+    assert failure_lines({"a/b": "x\ntrace", "long/c": ""}, 1, 3)[1:4] == ["2 of 3 jobs failed, 1 done:", "  a x b     x", "  long x c  ?"]
+
+
+# list and show
+
+
+def test_lists(call: Call, here: Path) -> None:
+    code, out, _ = call("list", "tasks")
+    assert code == 0
+    assert re.search(r"^digits +image-level, semantic +linear +top-1 +1,438 / hold-out / 359 +which digit", out, re.MULTILINE)
+    assert re.search(r"^folder .* your own ", out, re.MULTILINE)
+    assert re.search(r"^  pixelwise, structural +KITTI, NYUDepth", out, re.MULTILINE)
+    assert "resnet50" in call("list", "encoders")[1]
+    assert re.search(
+        r"^shapes +n_train=3000, n_test=1000, size=64, seed=0 +One image per sample", call("list", "datasets")[1], re.MULTILINE
+    )
+    assert re.search(r"^linear +features +One Linear layer", call("list", "probes")[1], re.MULTILINE)
+    assert files_of(here) == {"e.yaml", "t.yaml"}
+
+
+def test_show_gives_every_value_and_its_origin(call: Call) -> None:
+    code, out, _ = call("show", "a", "--task_configs", "t.yaml", "--seed", "4")
+    assert code == 0
+    rows = {
+        line.split()[0]: re.split(r" {2,}", line.strip())[1:] for line in out.splitlines()[1:] if len(re.split(r" {2,}", line.strip())) == 3
+    }
+    assert rows["num_epochs"] == ["2", "t.yaml:1"]
+    assert rows["batch_size"] == ["256", "default"]
+    assert rows["probe"] == ["linear", "task digits"]
+    assert rows["seeds"] == ["4", "default + --seed 4"]
+    assert rows["geometry"] == ["32px bilinear squashed", "task digits"]
+    assert rows["training_configs"] == ["2", "t.yaml:1"]
+    assert "    lr0.1   optimizer adam, lr 0.1" in out
+    assert "changed from the protocol default: num_epochs 2, training_configs lr0.01, lr0.1" in out
+    origins = [line.rindex(row[-1]) for line in out.splitlines()[1:] for row in [re.split(r" {2,}", line.strip())] if len(row) == 3]
+    assert len(set(origins[:10])) == 1  # aligned
+
+    from virb.tasks.resolve import ResolvedTask
+
+    hidden = {"label", "changed", "configs", "data", "stream", "origins", "where", "places"}
+    assert set(ResolvedTask.__dataclass_fields__) - hidden <= set(rows)
+
+
+def test_show_of_other_tasks(call: Call) -> None:
+    _, out, _ = call("show", "shapes-count")
+    assert re.search(r"data.n_train +3000 +dataset shapes", out)
+    assert call("show", "Pets")[:2] == (0, "Pets  the task Pets is known and not available yet\n")
+    assert re.search(r"selection +test-last +protocol virb2021", call("show", "digits", "--protocol", "virb2021")[1])
+    code, _, err = call("show", "digits", "--protocol", "virb2020")
+    assert code == 2
+    assert "no protocol 'virb2020'; there are default, virb2021" in err

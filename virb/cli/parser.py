@@ -1,0 +1,132 @@
+"""What the command line understands. Nothing heavy is imported here: this is all that ``--help`` needs."""
+
+from __future__ import annotations
+
+import argparse
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import virb
+
+COMMANDS = ("run", "check", "list", "show")
+LISTS = ("tasks", "encoders", "datasets", "probes")
+_YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
+
+EXAMPLES = """examples:
+  virb run   --experiment_list configs/experiment_lists/quickstart.yaml --task_configs configs/task_configs/quickstart.yaml
+  virb run   --name mine --encoder_weights weights/mine.pth --task_configs tasks.yaml --devices cuda:0,cuda:1
+  virb check --experiment_list lists/ --task_configs tasks.yaml
+  virb list  tasks
+  virb show  digits
+"""
+ABOUT = {
+    "run": "Runs every encoder on every task and adds the results to --out. What is done already is not done again.",
+    "check": "Plans and verifies a run without running anything: jobs, passes over images, sizes, disk and time, and all mistakes at once.",
+    "list": "What there is: tasks, encoders, datasets or probes.",
+    "show": "A task with the value of every setting and where it came from.",
+}
+
+
+class UsageError(Exception):
+    """The command line cannot be understood; the message is for the user."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes in one or two lines, with the nearest valid word, instead of the whole usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = flags(options.parser)
+            near = get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; {options.parser.prog} --help shows what there is"
+            raise UsageError(f"{options.parser.prog}: unknown option {unknown[0]}{hint}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message.removeprefix('argument ')} ({self.prog} --help shows what there is)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            near = get_close_matches(str(value), choices, n=1)
+            what = {"command": "command", "what": "list"}.get(action.dest, "/".join(action.option_strings))
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(choices)}"
+            raise UsageError(f"{self.prog}: no {what} {value!r}; {hint}")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=130)
+
+
+def flags(parser: argparse.ArgumentParser) -> list[str]:
+    return [text for action in parser._actions for text in action.option_strings]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="virb", description="ViRB: what do frozen visual encoders know?", epilog=EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"ViRB {virb.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser, title="commands")
+
+    run = _command(commands, "run", "run encoders on tasks (also when no command is named)", EXAMPLES)
+    _run_options(run)
+    run.add_argument("--dry_run", action="store_true", help="plan and verify only, like virb check")
+
+    check = _command(commands, "check", "plan and verify everything, run nothing")
+    _run_options(check)
+
+    listing = _command(commands, "list", ABOUT["list"][0].lower() + ABOUT["list"][1:-1])
+    listing.add_argument("what", choices=LISTS, metavar="WHAT", help=", ".join(LISTS))
+    listing.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    show = _command(commands, "show", "a task with all its settings and where each came from")
+    show.add_argument("task", metavar="TASK", help="a task id, or a label of --task_configs")
+    show.add_argument("--task_configs", "--virb_configs", **_YAML, help="files or folders that have the label")
+    show.add_argument("--protocol", metavar="NAME", help="as for virb run")
+    show.add_argument("--seed", type=int, metavar="N", default=0, help="as for virb run")
+    show.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=ABOUT[name], epilog=epilog)
+    parser.set_defaults(parser=parser)
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to run")
+    what.add_argument("--experiment_list", **_YAML, help="encoders: one or more files or folders")
+    what.add_argument("--task_configs", "--virb_configs", **_YAML, help="tasks: one or more files or folders")
+    what.add_argument("--name", metavar="NAME", help="a single encoder instead of a list: its name in the results")
+    what.add_argument("--encoder_weights", metavar="PATH", help="its weights (default: torchvision's supervised ResNet-50)")
+    what.add_argument("--suffix", metavar="TEXT", default="", help="appended to every encoder's name")
+    what.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these encoders: 'DINO*'")
+    what.add_argument("--tasks", nargs="+", default=[], metavar="GLOB", help="only these task labels: 'NYU*,Pets'")
+
+    how = parser.add_argument_group("what decides the numbers")
+    how.add_argument("--protocol", metavar="NAME", help="a named bundle of settings for all tasks: default, virb2021")
+    how.add_argument("--input_size", type=int, metavar="PIXELS", help="for all encoders and tasks, before anything else that says a size")
+    how.add_argument("--precision", metavar="TYPE", default="auto", help="auto (fp32 on CPUs, bf16 on GPUs), fp32, bf16 or fp16")
+    how.add_argument("--seed", type=int, metavar="N", default=0, help="of heads, order, augmentation and random encoders (default: 0)")
+
+    where = parser.add_argument_group("where and how")
+    where.add_argument("--out", type=Path, metavar="FOLDER", default=Path("out"), help="results; every run adds to them (default: out)")
+    where.add_argument("--data_root", type=Path, metavar="FOLDER", help="where datasets lie (default: data)")
+    where.add_argument("--devices", metavar="LIST", default="auto", help="auto, cpu, cpu:4, cuda:0,cuda:2 (default: auto)")
+    where.add_argument("--num_workers", type=int, metavar="N", help="threads per device that decode images ahead")
+    where.add_argument(
+        "--cache_dir", type=Path, metavar="FOLDER", help="features (default: .virb_cache in the data root if there is one, else in --out)"
+    )
+    where.add_argument(
+        "--cache_budget", metavar="SIZE", default="80%", help="how much of the disk features may take: 80%% of what is free, 200GB, or 0"
+    )
+    where.add_argument("--no_cache", action="store_true", help="keep features in a scratch folder that goes with the run")
+    where.add_argument("--keep_heads", choices=("chosen", "all", "none"), default="chosen", help="which heads to save (default: chosen)")
+    where.add_argument("--force", action="store_true", help="run finished jobs again")
+    where.add_argument("--debug", action="store_true", help="show tracebacks")
