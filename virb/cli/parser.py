@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import virb
 
-COMMANDS = ("run", "check", "list", "show")
+COMMANDS = ("run", "check", "list", "show", "convert")
 LISTS = ("tasks", "encoders", "datasets", "probes")
 _YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
 
@@ -25,6 +25,7 @@ ABOUT = {
     "check": "Plans and verifies a run without running anything: jobs, passes over images, sizes, disk and time, and all mistakes at once.",
     "list": "What there is: tasks, encoders, datasets or probes.",
     "show": "A task with the value of every setting and where it came from.",
+    "convert": "Anybody's checkpoint to weights with nothing else in the file: recognised by its tensors, read without running code.",
 }
 
 
@@ -90,6 +91,12 @@ def make_parser() -> argparse.ArgumentParser:
     show.add_argument("--protocol", metavar="NAME", help="as for virb run")
     show.add_argument("--seed", type=int, metavar="N", default=0, help="as for virb run")
     show.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    convert = _command(commands, "convert", "a checkpoint of any known layout to plain weights (.pt or .safetensors)")
+    convert.add_argument("source", metavar="IN", type=Path, help="the checkpoint as it was published or saved")
+    convert.add_argument("destination", metavar="OUT", type=Path, help=".pt (ResNets: readable by ViRB 2021 too) or .safetensors")
+    convert.add_argument("--checkpoint_key", metavar="KEY", help="another network of the file than the usual one: student, encoder_k ...")
+    convert.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -60,7 +61,8 @@ def _no_network() -> Iterator[None]:
     for module, name, closed in ways:
         setattr(module, name, closed)
     try:
-        yield
+        with redirect_stderr(StringIO()):  # torch.hub says "Downloading" before it tries
+            yield
     finally:
         for (module, name, _), opened in zip(ways, before, strict=True):
             setattr(module, name, opened)

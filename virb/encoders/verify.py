@@ -41,10 +41,11 @@ class Verified:
 
 @dataclass(frozen=True)
 class Failed:
-    """One encoder that does not load or does not work; ``problem`` may have several lines."""
+    """One encoder that does not load or does not work; ``problem`` may have several lines, of which a table shows the first."""
 
     name: str
     problem: str
+    state: str = "FAILED"  # or "missing": not downloaded yet
 
 
 def verify_encoder(encoder: Encoder) -> Verified:
@@ -88,9 +89,7 @@ def encoder_table(rows: Sequence[Verified | Failed]) -> list[str]:
         if isinstance(row, Verified):
             lines.append(_line(_cells(row), widths))
         else:
-            first, *more = row.problem.strip().splitlines() or ["failed"]
-            lines.append(f"{row.name:<{widths[0]}}  FAILED  {first}")
-            lines += [f"{'':<{widths[0]}}          {line.strip()}" for line in more]
+            lines.append(f"{row.name:<{widths[0]}}  {row.state}  {(row.problem.strip().splitlines() or ['no reason given'])[0]}")
     return lines
 
 
