@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
+    from virb.encoders.verify import Failed
     from virb.plan.describe import check_report, encoder_report
     from virb.plan.units import assemble
 
@@ -63,7 +64,7 @@ def check(options: argparse.Namespace) -> int:
     except ConfigError as error:
         if options.debug:
             raise
-        for line in encoder_report(encoders) if encoders else ():
+        for line in encoder_report(encoders) if any(isinstance(encoder, Failed) for encoder in encoders) else ():
             say(line, console)
         print(f"{error}\nnothing was run", file=sys.stderr)
         return 2
