@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -386,22 +387,17 @@ def test_share_links(link: str, direct: str) -> None:
     assert share_links.direct(link) == direct
 
 
-def _fetch(url: str, folder: str, results: Any) -> None:
-    os.chdir(folder)
-    results.put(str(weights_file(url)))
-
-
-def test_processes_do_not_clash(host, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    results: Any = context.Queue()
+def test_processes_do_not_clash(host) -> None:
     url = f"{host.home}/files/flaky.pth"
-    processes = [context.Process(target=_fetch, args=(url, str(tmp_path), results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    assert {results.get(timeout=20) for _ in processes} == {"pretrained_weights/flaky.pth"}
-    for process in processes:
-        process.join(20)
-        assert process.exitcode == 0
+    code = f"from virb.encoders.download import weights_file; print(weights_file({url!r}))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    try:
+        assert [process.communicate(timeout=60)[0].strip() for process in processes] == ["pretrained_weights/flaky.pth"] * 3
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0, 0]
     assert Path("pretrained_weights/flaky.pth").read_bytes() == BODY
     assert len(host.asked) == 2  # one of them downloaded, in two pieces
     assert left_over() == ["flaky.pth", "flaky.pth.source.json"]
