@@ -32,7 +32,8 @@ from virb.data.datasets.facts import FACTS  # noqa: E402
 from virb.data.prepare import places_of, recipes_of  # noqa: E402
 from virb.data.prepare.download import downloadable  # noqa: E402
 from virb.data.prepare.recipes import Part  # noqa: E402
-from virb.encoders.layouts import _RESNETS, HEADS  # noqa: E402
+from virb.encoders.architectures import HEADS, RESNETS  # noqa: E402
+from virb.encoders.layouts import layout_markdown  # noqa: E402
 from virb.encoders.registry import encoder_names, find_builder  # noqa: E402
 from virb.encoders.requests import KINDS, REDUCTIONS  # noqa: E402
 from virb.encoders.vit import SIZES  # noqa: E402
@@ -48,17 +49,31 @@ BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.D
 # Key -> what it means, an example (YAML, checked by tests/test_docs.py). Encoder examples are whole entries, the others parts of one.
 ENCODER: Mapping[str, tuple[str, str]] = {
     "weights": (
-        "a weights file; or `random`; or `supervised`, torchvision's supervised ImageNet weights (ResNets). Left out with `timm`: its "
-        "pretrained weights",
+        "a weights file, an address, or a short name (`dino_vits16`); or `random`; `supervised`, torchvision's supervised ImageNet weights "
+        "(ResNets); `pretrained`, timm's own. Left out with `timm`: `pretrained`",
         "{weights: runs/7/last.pt}",
     ),
     "arch": ("an architecture of ViRB ([list](encoders.md#architectures))", "{arch: resnet50, weights: runs/7/last.pt}"),
     "timm": ("a timm model by name", "{timm: convnext_tiny, weights: random}"),
     "module": ("your own class, `package.module:Class`", '{module: "mylab.models:MyNet", weights: runs/7/last.pt}'),
     "checkpoint_key": (
-        "which state dict of the file; dots go deeper. Needed when the file holds several",
-        "{weights: runs/dino.pth, checkpoint_key: teacher}",
+        "which network of a file that holds several, by any run of names on the way to it (default: the teacher or averaged one)",
+        "{weights: runs/dino.pth, checkpoint_key: student}",
     ),
+    "url": (
+        "where `weights` is downloaded from when the file is not there: a plain address, or a share link of Google Drive or Dropbox",
+        "{weights: pretrained_weights/mine.pt, url: https://example.org/mine.pt}",
+    ),
+    "sha256": (
+        "the file must have this hash, downloaded or not",
+        "{weights: https://example.org/mine.pt, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}",
+    ),
+    "hub": (
+        "an entry of a torch.hub repository or local folder; runs that repository's code, as `module:` runs yours",
+        "{hub: 'facebookresearch/dinov2:dinov2_vits14'}",
+    ),
+    "hf": ("a vision model of Hugging Face's transformers (extra `hf`)", "{hf: facebook/dinov2-small}"),
+    "open_clip": ("an image tower of open_clip, `MODEL/PRETRAINED` (extra `open_clip`)", "{open_clip: ViT-B-32/laion2b_s34b_b79k}"),
     "args": ("arguments of the architecture, the timm model or the class", "{arch: vit_small, weights: random, args: {patch_size: 8}}"),
     "input": ("how images reach the encoder, in place of its own way (next table)", "{weights: runs/7/last.pt, input: {size: 256}}"),
     "meta": (
@@ -74,6 +89,7 @@ INPUT: Mapping[str, tuple[str, str]] = {
     "interpolation": ("of the resize, done by Pillow with antialiasing", "interpolation: bicubic"),
     "mean": ("red, green, blue, for pixels in [0, 1]", "mean: [0.5, 0.5, 0.5]"),
     "std": ("likewise, above 0", "std: [0.5, 0.5, 0.5]"),
+    "channels": ("order in which the network wants them: `rgb` or `bgr`", "channels: bgr"),
 }
 TASK: Mapping[str, tuple[str, str]] = {
     "task": (
@@ -516,7 +532,7 @@ def reductions() -> str:
 
 def recognised() -> str:
     widths = ", ".join(f"{width} ({heads})" for width, heads in HEADS.items())
-    names = ", ".join(f"`{name}`" for name in _RESNETS.values())
+    names = ", ".join(f"`{name}`" for name in RESNETS.values())
     keys = "`cls_token`, `pos_embed`, `patch_embed.proj`, `blocks.0.attn.qkv`, ..."
     return (
         f"- vision transformers with the key names of DINO, DeiT and timm ({keys}), any depth and patch size; the width tells the "
@@ -562,6 +578,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "archives": archives,
     "architectures": architectures,
     "recognised": recognised,
+    "layouts": layout_markdown,
     "outputs": outputs,
     "reductions": reductions,
     "metrics": metrics,

@@ -102,7 +102,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (("chekc",), "virb: no command 'chekc'; did you mean check?"),
-        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, data"),
+        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, convert, data"),
         (("--experiment_lst", "e.yaml"), "virb run: unknown option --experiment_lst; did you mean --experiment_list?"),
         (("check", "--sed=3"), "virb check: unknown option --sed=3; did you mean --seed?"),
         (("check", "--qqqq"), "virb check: unknown option --qqqq; virb check --help shows what there is"),
@@ -286,7 +286,7 @@ def test_check_shows_the_quickstart_and_touches_nothing(call: Call, here: Path) 
     assert (code, err) == (0, "")
     for text in (
         r"3 encoders",
-        r"  random_vit +5\.4 M +64px bicubic centre crop +vit_tiny/8, random weights \(seed 0\)",
+        r"  random_vit +random weights \(seed 0\) +vit_tiny/8 +5\.4 M +- +64x64 +ImageNet .*tokens 192x8x8, pyramid of 4, .*",
         r"  shapes_count +shapes-count, linear, 6 configs +fit 3,000 / report 1,000, select held out of fit",
         r"9 jobs",
         r"  pixels x digits_mlp +32px bilinear squashed \(task digits\) +4\.97 MB +host memory",

@@ -193,7 +193,7 @@ OTHER = {("list", "what"), ("show", "task"), ("show", "task_configs"), ("show", 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for command in COMMANDS:
-        few = {"list": ["tasks"], "show": ["x"], "data": ["list"]}.get(command, [])
+        few = {"list": ["tasks"], "show": ["x"], "convert": ["a", "b"], "data": ["list"]}.get(command, [])
         yield command, make_parser().parse_args([command, *few]).parser
 
 
@@ -205,6 +205,7 @@ def test_every_flag_has_a_case() -> None:
     found = {command: flags(parser) for command, parser in parsers()}
     assert found["run"] == set(RUN)
     assert found["check"] == set(RUN) - {"dry_run"}
+    assert found["convert"] == {"source", "destination", "checkpoint_key", "debug"}  # tests/encoders/test_encoders_convert.py
     rest = {(command, flag) for command in ("list", "show") for flag in found[command]}
     assert rest == OTHER | {("list", "debug")}
 
@@ -212,6 +213,22 @@ def test_every_flag_has_a_case() -> None:
 @pytest.mark.parametrize("flag", RUN)
 def test_flags_of_run(flag: str) -> None:
     RUN[flag]()
+
+
+def test_convert_writes_the_network_it_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from virb.encoders.load import load_encoder
+
+    states = {name: load_encoder({"arch": "vit_tiny", "weights": "random"}, seed=i).network.state_dict() for i, name in enumerate("ab")}
+    torch.save({"student": states["a"], "teacher": states["b"]}, here / "full.pth")
+    for key, expected in (((), states["b"]), (("--checkpoint_key", "student"), states["a"])):
+        assert main(["convert", "full.pth", "net.safetensors", *key]) == 0
+        assert "vit" in capsys.readouterr().out
+        found = load_encoder("net.safetensors").network.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert main(["convert", "gone.pth", "x.pt"]) == 2
+    assert "gone.pth" in capsys.readouterr().err
 
 
 def test_flags_of_show_and_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def test_one_faiss_and_the_gpu_wheel_only_where_there_is_one(place):
 
 def test_every_import_of_the_package_is_a_declared_dependency():
     """An import that works only because another package pulls it in breaks one day."""
-    distribution = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "faiss": "faiss-gpu"}
+    distribution = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "faiss": "faiss-gpu", "open_clip": "open-clip-torch"}
     distribution["huggingface_hub"] = "timm"  # only looked into to explain what timm does, which cannot be without it
     extras = {canonicalize_name(Requirement(text).name) for group in PROJECT["optional-dependencies"].values() for text in group}
     declared = {canonicalize_name(r.name) for r in RANGES} | extras

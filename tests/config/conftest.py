@@ -80,6 +80,9 @@ class Words:
     def arch_names(self) -> Sequence[str]:
         return ["pixels", "resnet18", "resnet50", "vit_tiny", "vit_small"]
 
+    def weight_names(self) -> Sequence[str]:
+        return ["dino_vits16", "dino_resnet50"]
+
 
 @pytest.fixture
 def words() -> Words:

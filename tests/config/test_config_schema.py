@@ -67,9 +67,14 @@ def test_one_request_stays_text(write: Write, words) -> None:
 
 ENCODER: dict[str, tuple[str, Any]] = {
     "weights": ("{arch: vit_tiny, weights: a.pt}", "a.pt"),
+    "url": ("{arch: vit_tiny, weights: b.pt, url: 'https://a.org/b.pt'}", "https://a.org/b.pt"),
+    "sha256": (f"{{arch: vit_tiny, weights: a.pt, sha256: '{'0a' * 32}'}}", "0a" * 32),
     "arch": ("{arch: vit_small, weights: random}", "vit_small"),
     "timm": ("{timm: resnet50, weights: random}", "resnet50"),
     "module": ("{module: 'a.b:C', weights: random}", "a.b:C"),
+    "hub": ("{hub: 'a/b:net'}", "a/b:net"),
+    "hf": ("{hf: a/b}", "a/b"),
+    "open_clip": ("{open_clip: RN50/openai}", "RN50/openai"),
     "checkpoint_key": ("{arch: vit_tiny, weights: a.pt, checkpoint_key: teacher}", "teacher"),
     "args": ("{arch: vit_tiny, weights: random, args: {patch_size: 8}}", {"patch_size": 8}),
     "input": ("{arch: vit_tiny, weights: random, input: {size: 64}}", InputOverride(size=(64, 64))),
@@ -96,6 +101,7 @@ INPUT: dict[str, tuple[str, Any]] = {
     "interpolation": ("bicubic", "bicubic"),
     "mean": ("[0, 0.5, 1]", (0.0, 0.5, 1.0)),
     "std": ("[1, 0.5, 2]", (1.0, 0.5, 2.0)),
+    "channels": ("bgr", "bgr"),
 }
 
 

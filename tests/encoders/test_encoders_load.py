@@ -12,7 +12,7 @@ from torchvision import models
 
 from virb.encoders.load import encoder_names, load_encoder, register_encoder
 from virb.encoders.resnet import NAMES
-from virb.errors import NotAvailableYet, UserError
+from virb.errors import UserError
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "patch_size": 8, "img_size": 32}
 
@@ -44,11 +44,12 @@ def test_a_vit_file_alone_tells_its_architecture(arch: str, args: dict[str, Any]
 
 @pytest.mark.parametrize("arch", NAMES)
 def test_a_resnet_file_alone_tells_its_architecture(arch: str, tmp_path: Path) -> None:
+    from virb.encoders.checkpoints import from_state
     from virb.encoders.layouts import recognise
 
     with torch.device("meta"):
         state = models.get_model(arch, weights=None).state_dict()
-    assert recognise({f"module.{key}": value for key, value in state.items()}) == (arch, {})
+    assert recognise(from_state({f"module.{key}": value for key, value in state.items()}, "net.pth")) == (arch, {})
 
 
 def test_a_file_that_does_not_tell_says_what_to_name(tmp_path: Path) -> None:
@@ -107,12 +108,13 @@ def test_names_come_from_what_was_loaded(tmp_path: Path) -> None:
         ({"arch": "resnet18", "weights": "random", "args": {"depth": 3}}, "(arguments: none)"),
         ({"arch": "vit_small", "weights": "random", "args": {"heads": 7}}, "cannot be split into 7 heads"),
         ({"arch": "vit_small", "weights": "random", "args": {"patch_size": "8"}}, "patch_size is '8'"),
-        ({"arch": "vit_small", "weights": "random", "args": {"position_mode": "dimo"}}, "exact or dino"),
+        ({"arch": "vit_small", "weights": "random", "args": {"position_mode": "dimo"}}, "expected exact, dino, antialias"),
         ({"arch": "vit", "weights": "random"}, "needs width, depth, heads"),
         ({"arch": "vit_small", "weights": "supervised"}, "no supervised weights for vit_small/16"),
         ({"arch": "vit_small", "weights": "pretrained"}, "for timm models"),
         ({"arch": "vit_small", "weights": "random", "input": {"sizes": 3}}, "did you mean size?"),
-        ({"arch": "vit_small", "timm": "convnext_atto"}, "one of arch, timm and module"),
+        ({"arch": "vit_small", "timm": "convnext_atto"}, "one of arch, timm, module, hub, hf and open_clip, but got arch and timm"),
+        ({"weights": "open_clip:x"}, "weights: open_clip:x is no file; write open_clip: x"),
         ({"weigths": "x.pth"}, "did you mean weights?"),
         ({"weights": "random"}, "name `arch:`"),
         ({}, "name `arch:`"),
@@ -127,12 +129,6 @@ def test_mistakes_are_explained(what: Any, says: str) -> None:
     with pytest.raises(UserError) as caught:
         load_encoder(what)
     assert says in str(caught.value)
-
-
-@pytest.mark.parametrize("what", ["https://example.org/x.pth", "hf:facebook/dino", "hub:owner/name:entry", {"weights": "open_clip:x"}])
-def test_what_comes_later_says_so(what: Any) -> None:
-    with pytest.raises(NotAvailableYet):
-        load_encoder(what)
 
 
 def test_registering_a_name_twice_is_an_error() -> None:

@@ -41,7 +41,7 @@ def hooked(network: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"])
 def test_maps_equal_torchvisions_own(name: str, tmp_path: Path) -> None:
     network = lively(name)
     torch.save(network.state_dict(), tmp_path / "net.pth")
@@ -57,17 +57,26 @@ def test_maps_equal_torchvisions_own(name: str, tmp_path: Path) -> None:
     assert torch.equal(found["tokens[1]"], found["block2"])
 
 
+# height x width of conv and block1 to block4 of ViRB 2021's encoder, as its own code gave them
+SHAPES_OF_2021 = {
+    (224, 224): ((112, 112), (56, 56), (28, 28), (14, 14), (7, 7)),
+    (256, 256): ((128, 128), (64, 64), (32, 32), (16, 16), (8, 8)),
+    (192, 256): ((96, 128), (48, 64), (24, 32), (12, 16), (6, 8)),
+    (375, 1242): ((188, 621), (94, 311), (47, 156), (24, 78), (12, 39)),
+    (225, 225): ((113, 113), (57, 57), (29, 29), (15, 15), (8, 8)),
+    (97, 131): ((49, 66), (25, 33), (13, 17), (7, 9), (4, 5)),
+    (64, 64): ((32, 32), (16, 16), (8, 8), (4, 4), (2, 2)),
+    (513, 513): ((257, 257), (129, 129), (65, 65), (33, 33), (17, 17)),
+}
+
+
 def test_resnet50_has_the_shapes_of_virb_2021() -> None:
     encoder = load_encoder({"arch": "resnet50", "weights": "random"})
-    assert encoder.spec.n_params == 23_508_032
-    assert encoder.output_shapes(("embedding", *MAPS)) == {
-        "embedding": (2048,),
-        "conv": (64, 112, 112),
-        "block1": (256, 56, 56),
-        "block2": (512, 28, 28),
-        "block3": (1024, 14, 14),
-        "block4": (2048, 7, 7),
-    }
+    assert encoder.spec.n_params == 25_557_032 - 2_049_000  # without the classifier, which no output used
+    for size, grids in SHAPES_OF_2021.items():
+        shapes = encoder.output_shapes(("embedding", *MAPS), size)
+        assert shapes["embedding"] == (2048,)
+        assert [shapes[name] for name in MAPS] == [(c, *grid) for c, grid in zip((64, 256, 512, 1024, 2048), grids, strict=True)]
 
 
 def test_only_wanted_blocks_run() -> None:

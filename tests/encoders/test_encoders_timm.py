@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 
+from virb.encoders.attention import first_row
 from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
 
@@ -91,6 +92,49 @@ def test_xcit_has_no_class_token_in_its_blocks() -> None:
     assert_same(found["embedding"], embedding_of(encoder.network, images))
     assert found["tokens[-1]"].shape == (1, 128, 4, 4)
     assert "cls" not in encoder.spec.outputs
+
+
+def test_attention_needs_the_fused_product() -> None:
+    encoder = load("vit_tiny_patch16_224", {"depth": 2, "img_size": 32})
+    for block in encoder.network.blocks:
+        block.attn.fused_attn = False  # what TIMM_FUSED_ATTN=0 does
+    images = torch.randn(1, 3, 32, 32)
+    assert encoder(images, ("cls[0]",))["cls[0]"].shape == (1, 192)
+    with pytest.raises(ViRBError, match="TIMM_FUSED_ATTN"):
+        encoder(images, ("attention[0]",))
+
+
+def test_attention_with_a_bias_keeps_only_its_row() -> None:
+    """BEiT adds a bias for the distance to the product; booleans of a mask are the other form that torch has."""
+    query, keys = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
+    bias = torch.randn(1, 3, 5, 5)
+    mask = torch.rand(1, 1, 5, 5) > 0.4
+    mask[..., 0] = True
+    for given in (bias, mask, None):
+        value = torch.eye(5).expand(2, 3, 5, 5)  # the product itself
+        rows = torch.nn.functional.scaled_dot_product_attention(query, keys, value, attn_mask=given, scale=0.7)
+        row = first_row(query[:, :, :1], keys, None if given is None else given[..., :1, :], 0.7)
+        torch.testing.assert_close(row, rows[:, :, :1])
+
+
+def test_both_norms_the_embedding_and_attention_at_once() -> None:
+    encoder = load("vit_small_patch14_reg4_dinov2", {"depth": 3, "embed_dim": 48, "num_heads": 3, "img_size": 56})
+    images = torch.randn(2, 3, 56, 56)
+    want = ("embedding", "tokens[0]", "tokens[0](norm=false)", "cls[1]", "cls[1](norm=false)", "attention[:]", "keys[2]")
+    together = encoder(images, want)
+    for request in want:
+        assert_same(together[request], encoder(images, (request,))[request])
+    assert_same(together["cls[1]"], encoder.network.norm(together["cls[1](norm=false)"]))
+
+
+def test_attention_of_other_structures_is_not_claimed() -> None:
+    for name, args in (
+        ("vit_tiny_patch16_224", {"depth": 2, "attn_layer": "diff"}),
+        ("cait_xxs24_224", {"depth": 2}),
+        ("tnt_s_legacy_patch16_224", {}),
+    ):
+        outputs = load(name, args).spec.outputs
+        assert not {"attention", "queries"} & set(outputs), name
 
 
 def test_a_model_of_one_size_says_so() -> None:

@@ -10,12 +10,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from virb.encoders.load import load_encoder
 from virb.encoders.vit import ViTEncoder
+from virb.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TOKENS, ATTENTION, POSITIONS = 5e-5, 4e-6, 4e-5  # tolerances of the stored numbers
+TOKENS, ATTENTION, POSITIONS = 1e-5, 1e-6, 1e-6
+MODES = ("exact", "dino", "antialias")
 TINY = {"width": 64, "depth": 5, "heads": 2, "patch_size": 16, "img_size": 224}
 
 
@@ -116,6 +119,123 @@ def test_same_weights_same_outputs_as_timm() -> None:
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("family", ["vit", "timm"])
+def test_attention_of_many_tokens_stays_linear(family: str) -> None:
+    args = {"width": 48, "depth": 2, "heads": 3, "patch_size": 8, "img_size": 480}
+    theirs = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8, "img_size": 480}
+    what = {"arch": "vit", "args": args} if family == "vit" else {"timm": "vit_tiny_patch16_224", "args": theirs}
+    encoder = load_encoder({"weights": "random", **what})
+    images = torch.randn(1, 3, 480, 480)
+    with Largest() as plain:
+        encoder(images)
+    with Largest() as watched:
+        found = encoder(images, ("attention[0]", "attention[-1]"))
+    assert found["attention[-1]"].shape == (1, 3, 60, 60)
+    assert watched.elements <= plain.elements < 3601 * 3601
+
+
+def test_attention_of_every_block_is_the_class_tokens_row() -> None:
+    encoder = load_encoder({"arch": "vit", "weights": "random", "args": {**TINY, "registers": 2, "layer_scale": True}})
+    lively(encoder)
+    images = torch.randn(2, 3, 48, 32)
+    x, grid = encoder.network.embed(images)
+    found = encoder(images, ("attention[:]", "keys[3]", "tokens[:](norm=false)"))
+    for i, block in enumerate(encoder.network.blocks):
+        queries, keys, _ = block.attn.qkv(block.norm1(x)).reshape(2, 9, 3, 2, 32).permute(2, 0, 3, 1, 4)
+        rows = (queries @ keys.transpose(2, 3) / 32**0.5).softmax(-1)
+        torch.testing.assert_close(found["attention[:]"][i], rows[:, :, 0, 3:].unflatten(2, grid), atol=1e-6, rtol=1e-5)
+        x = block(x)
+        torch.testing.assert_close(found["tokens[:](norm=false)"][i], x[:, 3:].transpose(1, 2).unflatten(2, grid))
+        if i == 3:
+            torch.testing.assert_close(found["keys[3]"], keys)
+
+
+def lively(encoder: Any) -> None:
+    """Weights away from their start, so that scales, norms, registers and attention do something."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in encoder.network.named_parameters():
+            parameter.add_(
+                torch.randn(parameter.shape, generator=generator) * (0.5 if parameter.ndim == 1 else 0.1 if "qkv" in name else 0.05)
+            )
+
+
+def dinov2_twin(encoder: Any, registers: int) -> Any:
+    """timm's DINOv2 with the same weights: it has [CLS]'s position inside the token, and none for the registers."""
+    name = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
+    options = {"reg_tokens": registers} if registers else {}
+    twin = timm.create_model(name, embed_dim=64, depth=5, num_heads=2, img_size=70, num_classes=0, dynamic_img_size=True, **options).eval()
+    state = encoder.network.state_dict()
+    if registers:
+        state["reg_token"] = state.pop("register_tokens")
+        state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+        state["pos_embed"] = state["pos_embed"][:, 1:]
+    twin.load_state_dict(state)
+    return twin
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_equals_timm(registers: int) -> None:
+    """Keys of DINOv2's hub files; timm interpolates positions as DINOv2 with registers does."""
+    args = {**TINY, "patch_size": 14, "img_size": 70, "registers": registers, "layer_scale": True, "position_mode": "antialias"}
+    encoder = load_encoder({"arch": "vit", "weights": "random", "args": args})
+    lively(encoder)
+    twin = dinov2_twin(encoder, registers)
+    for height, width in ((70, 70), (42, 56), (98, 70)):
+        images = torch.randn(2, 3, height, width)
+        with torch.no_grad():
+            maps = twin.forward_intermediates(images, norm=True, intermediates_only=True, return_prefix_tokens=True)
+        found = encoder(images, ("embedding", "tokens[:]", "cls[:]"))
+        for i, (patches, prefix) in enumerate(maps):
+            torch.testing.assert_close(found["tokens[:]"][i], patches, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found["cls[:]"][:, i], prefix[:, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found["embedding"], maps[-1][1][:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_position_modes_differ_only_away_from_the_stored_grid() -> None:
+    modes = {mode: load_encoder({"arch": "vit", "weights": "random", "args": {**TINY, "position_mode": mode}}) for mode in MODES}
+    for size, same in (((224, 224), True), ((96, 96), False)):
+        positions = [encoder.network.positions(*size) for encoder in modes.values()]
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            assert torch.equal(positions[i], positions[j]) == same
+    assert {encoder.spec.position_mode for encoder in modes.values()} == set(MODES)
+    assert len({encoder.spec.encoder_id for encoder in modes.values()}) == 3
+
+
+def test_keys_are_dinov2s() -> None:
+    encoder = load_encoder(
+        {"arch": "vit_small", "weights": "random", "args": {"patch_size": 14, "img_size": 518, "registers": 4, "layer_scale": True}}
+    )
+    state = encoder.network.state_dict()
+    assert len(state) == 5 + 12 * 14 + 2
+    assert state["register_tokens"].shape == (1, 4, 384)
+    assert state["pos_embed"].shape == (1, 1370, 384)
+    assert state["blocks.11.ls2.gamma"].shape == state["blocks.0.ls1.gamma"].shape == (384,)
+    assert encoder.spec.n_params == 22_058_112 - 384  # the hub's file has a mask_token besides
+    assert encoder.spec.architecture == "vit_small/14 reg4"
+
+
+@pytest.mark.parametrize(("argument", "value"), [("registers", -1), ("registers", 1.5), ("position_mode", "dinov2")])
+def test_wrong_arguments_are_named(argument: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{argument} is"):
+        load_encoder({"arch": "vit", "weights": "random", "args": {**TINY, argument: value}})
+
+
 def test_queries_keys_and_values_make_the_attention() -> None:
     encoder = load_encoder({"arch": "vit", "weights": "random", "args": TINY})
     with torch.no_grad():
@@ -141,7 +261,7 @@ def test_only_wanted_blocks_run() -> None:
 
 
 def test_known_sizes_have_dinos_number_of_parameters() -> None:
-    sizes = {("vit_tiny", 16): 5_524_416, ("vit_small", 8): 21_670_272}
+    sizes = {("vit_tiny", 16): 5_524_416, ("vit_small", 8): 21_670_272, ("vit_base", 16): 85_798_656}
     for (arch, patch), count in sizes.items():
         spec = load_encoder({"arch": arch, "weights": "random", "args": {"patch_size": patch}}).spec
         assert (spec.n_params, spec.patch_size, spec.architecture) == (count, patch, f"{arch}/{patch}")

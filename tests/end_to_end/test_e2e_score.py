@@ -10,6 +10,7 @@ import pytest
 import torch
 from e2e_support import PIXELS, Bench, save_images, stable
 
+from virb.data.datasets.imagenet import wnids
 from virb.results.samples import read_samples
 
 GLOB = "other: {task: folder, data: {root: ROOT}, task_head_weights_path: 'out/%s/col*/model_head.pt'}\n"
@@ -191,3 +192,57 @@ def test_heads_of_other_weights_are_not_this_encoders(bench: Bench) -> None:
     bench.write(encoders="pixels: {arch: pixels, args: {side: 8}, input: {size: 16}}\n", tasks=eval_only(bench, LABEL))
     answer = bench.run()
     assert "were trained on other weights than this encoder has; run colours again" in answer.errors
+
+
+WNIDS = ("n01498041", "n01531178", "n02007558")  # in ImageNet, -A and -R (stingray, goldfinch, flamingo)
+
+
+@pytest.fixture
+def imagenets(bench: Bench) -> Bench:
+    """Three classes of ImageNet and of the sets around it, as they lie on disk, told apart by colour; one image of ReaL's is a red one that
+    ImageNet calls green."""
+    data = bench.folder
+    for place, count in {"imagenet/train": 8, "imagenet/val": 4, "imagenet-a": 3, "imagenet-r": 3, "sketch": 2}.items():
+        split = save_images(data / "drawn" / place, {"x": count}, noise=5.0, seed=len(place)) / "x"
+        for number, (colour, wnid) in enumerate(zip(("red", "green", "blue"), WNIDS, strict=True)):
+            (data / place).mkdir(parents=True, exist_ok=True)
+            (split / colour).rename(data / place / wnid)
+            if place == "imagenet/val":
+                for i, path in enumerate(sorted((data / place / wnid).iterdir())):
+                    path.rename(path.with_name(f"ILSVRC2012_val_{number * 4 + i + 1:08d}.png"))
+    (data / "imagenet-sketch").mkdir()
+    (data / "sketch").rename(data / "imagenet-sketch/sketch")
+    columns = [wnids().index(wnid) for wnid in WNIDS]
+    split = save_images(data / "drawn/v2", {"x": 2}, noise=5.0) / "x"
+    (data / "imagenetv2").mkdir()
+    for colour, column in zip(("red", "green", "blue"), columns, strict=True):
+        (split / colour).rename(data / "imagenetv2" / str(column))
+    real = [[columns[i // 4]] for i in range(12)] + [[] for _ in range(50_000 - 12)]
+    real[0], real[1] = [], [columns[1], columns[0]]
+    (data / "imagenet" / "real.json").write_text(json.dumps(real))
+    return bench
+
+
+def test_the_sets_around_imagenet(imagenets: Bench) -> None:
+    """With ViRB 2021's own text for V2, in a store of any name; 200 of 1,000 logits for -A and -R."""
+    text = "Imagenet: {task: Imagenet, num_epochs: 30, training_configs: {adam-0.01: {optimizer: adam, lr: 0.01}}}\n"
+    text += "Imagenetv2:\n  task: Imagenetv2\n  task_head_weights_path: 'out/%s/Imagenet*/model_head.pt'\nbatch_size: 32\n"
+    text += "".join(f"{name}: {{task: {name}}}\n" for name in ("ImagenetA", "ImagenetR", "ImagenetSketch", "ImagenetReaL"))
+    imagenets.write(tasks=text)
+    out = imagenets.folder / "store"
+    imagenets.run_well(out=out)
+    jobs = {
+        name: imagenets.job("pixels", name, out=out) for name in ("Imagenetv2", "ImagenetA", "ImagenetR", "ImagenetSketch", "ImagenetReaL")
+    }
+    logits = {name: job["protocol"]["values"]["logits"]["value"].split(",")[0] for name, job in jobs.items()}
+    assert logits["Imagenetv2"] == logits["ImagenetSketch"] == logits["ImagenetReaL"] == "all 1"
+    assert logits["ImagenetA"] == logits["ImagenetR"] == "restricted to the 200 classes of this task among the 1"
+    assert {name: (job["metrics"][0]["name"], job["metrics"][0]["value"]) for name, job in jobs.items()} == {
+        "Imagenetv2": ("top1", 1.0),
+        "ImagenetA": ("top1", 1.0),
+        "ImagenetR": ("top1", 1.0),
+        "ImagenetSketch": ("top1", 1.0),
+        "ImagenetReaL": ("real_accuracy", 1.0),
+    }
+    assert jobs["ImagenetReaL"]["metrics"][0]["n_samples"] == 11  # one image has no label
+    assert (out / "pixels/Imagenetv2-adam-0.01/results.json").exists()

@@ -149,8 +149,9 @@ def test_a_geometry_that_is_not_the_protocols_stands_on_the_card(make_plan: Make
 def test_native_size_takes_an_input_size(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     native = Geometry(None, "none", "none", 1.0, "bilinear")
     monkeypatch.setitem(base._TASKS, "native", replace(base.all_tasks()["digits"], id="native", geometry=native))
-    with pytest.raises(ConfigError, match="differ in shape from sample to sample"):
-        make_plan(None, {"t": {"task": "native"}})
+    plan = make_plan(None, {"t": {"task": "native"}})
+    assert only_job(plan).geometry == native
+    assert {entry.row_shape for entry in plan.context.entries.values()} == {(768,)}  # a vector has one shape whatever the image's
     assert only_job(make_plan(None, {"t": {"task": "native"}}, input_size=24)).geometry == Geometry(
         (24, 24), "squash", "none", 1.0, "bilinear"
     )

@@ -10,11 +10,12 @@ import pytest
 import torch
 from plan_support import DIGITS, PIXELS, TINY_VIT, MakePlan
 
-from virb.config import GradientConfig, InputOverride, MlpConfig, SchedulerConfig
+from virb.config import GradientConfig, InputOverride, MlpConfig, SchedulerConfig, encoder_config_from_mapping
 from virb.config.records import EncoderKeys, TaskKeys
-from virb.encoders.load import load_encoder
-from virb.errors import ConfigError
+from virb.encoders.load import encoder_names, load_encoder
+from virb.errors import ConfigError, ViRBError
 from virb.plan.jobs import Job, Plan
+from virb.tasks.vocabulary import TaskVocabulary
 
 SGD = {"optimizer": "sgd", "lr": 1.0}
 SMALL = {"task": "shapes-count", "data": {"n_train": 12, "n_test": 6}}
@@ -145,6 +146,7 @@ INPUT: dict[str, tuple[Any, str]] = {
     "interpolation": ("bicubic", "geometry"),
     "mean": ([0.1, 0.2, 0.3], "entries"),
     "std": ([0.1, 0.2, 0.3], "entries"),
+    "channels": ("bgr", "entries"),
 }
 
 
@@ -192,6 +194,12 @@ ENCODER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "args": (PIXELS, {**PIXELS, "args": {"side": 4}}, "key"),
     "input": (PIXELS, {**PIXELS, "input": {"size": 16}}, "geometry"),
     "meta": (PIXELS, {**PIXELS, "meta": {"method": "none"}}, "meta"),
+    # A plan without a network: what would be downloaded is named; a hash that is not the file's is refused.
+    "url": (PIXELS, {**TINY_VIT, "weights": "nowhere.pt", "url": "https://nowhere.invalid/net.pt"}, "not downloaded yet: https://nowhere"),
+    "sha256": (TINY_VIT, {**TINY_VIT, "weights": "FILE", "checkpoint_key": "teacher", "sha256": "0" * 64}, "sha256"),
+    "hub": (PIXELS, {"hub": "./no_such_repository:net"}, "no_such_repository"),
+    "hf": (PIXELS, {"hf": "nobody/nothing"}, "hf|transformers"),
+    "open_clip": (PIXELS, {"open_clip": "NoModel/none"}, "open_clip"),
 }
 
 
@@ -202,6 +210,12 @@ def test_encoder_keys(make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.M
     without, with_key, effect = (
         {k: str(weights) if v == "FILE" else v for k, v in case.items()} if isinstance(case, dict) else case for case in ENCODER[key]
     )
-    before, after = seen(make_plan({"e": without})), seen(make_plan({"e": with_key}))
+    before = seen(make_plan({"e": without}))
+    if effect not in before:
+        config = encoder_config_from_mapping("e", with_key, TaskVocabulary(encoder_names()))
+        with pytest.raises(ViRBError, match=effect):
+            load_encoder(config, name="e", offline=True)
+        return
+    after = seen(make_plan({"e": with_key}))
     assert before[effect] != after[effect]
     assert (before["key"] == after["key"]) == (key == "meta")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 from virb.cli.parser import COMMANDS, UsageError, make_parser
@@ -43,9 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _convert(options: Namespace) -> int:
+    from virb.encoders.convert import command
+
+    return command(options)
+
+
 def _call(options: object) -> int:
     from virb.cli import catalogue, data, run
 
     command = getattr(options, "command", COMMANDS[0])
-    calls = {"run": run.run, "check": run.check, "list": catalogue.list_names, "show": catalogue.show, "data": data.data}
+    calls = {
+        "run": run.run,
+        "check": run.check,
+        "list": catalogue.list_names,
+        "show": catalogue.show,
+        "convert": _convert,
+        "data": data.data,
+    }
     return calls[command](options)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import virb
 
-COMMANDS = ("run", "check", "list", "show", "data")
+COMMANDS = ("run", "check", "list", "show", "convert", "data")
 DATA_ACTIONS = ("list", "prepare", "verify", "download")
 LISTS = ("tasks", "encoders", "datasets", "probes")
 _YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
@@ -27,6 +27,7 @@ ABOUT = {
     "check": "Plans and verifies a run without running anything: jobs, passes over images, sizes, disk and time, and all mistakes at once.",
     "list": "What there is: tasks, encoders, datasets or probes.",
     "show": "A task with the value of every setting and where it came from.",
+    "convert": "Anybody's checkpoint to weights with nothing else in the file: recognised by its tensors, read without running code.",
     "data": "What tasks need on disk, and bringing it there.",
 }
 _ABOUT_DATA = {
@@ -105,6 +106,12 @@ def make_parser() -> argparse.ArgumentParser:
     show.add_argument("--protocol", metavar="NAME", help="as for virb run")
     show.add_argument("--seed", type=int, metavar="N", default=0, help="as for virb run")
     show.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    convert = _command(commands, "convert", "a checkpoint of any known layout to plain weights (.pt or .safetensors)")
+    convert.add_argument("source", metavar="IN", type=Path, help="the checkpoint as it was published or saved")
+    convert.add_argument("destination", metavar="OUT", type=Path, help=".pt (ResNets: readable by ViRB 2021 too) or .safetensors")
+    convert.add_argument("--checkpoint_key", metavar="KEY", help="another network of the file than the usual one: student, encoder_k ...")
+    convert.add_argument("--debug", action="store_true", help="show tracebacks")
 
     _data_options(_command(commands, "data", "list, prepare, verify or download datasets", _DATA_EXAMPLES))
     return parser

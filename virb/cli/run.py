@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from virb.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from virb.config import EncoderConfig, TaskConfig
+    from virb.encoders.download import Progress
+    from virb.encoders.verify import Failed, Verified
     from virb.plan.jobs import Draft, Plan
 
 CHOICES = {"val": "choices made on validation", "test-last": "last epoch, choices made on test", "test-best": "choices made on test"}
@@ -50,24 +53,30 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    from virb.plan.describe import check_report
+    from virb.encoders.verify import Failed
+    from virb.plan.describe import check_report, encoder_report
     from virb.plan.units import assemble
 
     console = stdout()
+    encoders: list[Verified | Failed] = []
     try:
-        draft, _ = _draft(options, console)
+        draft, _ = _draft(options, console, on_encoder=encoders.append)
     except ConfigError as error:
         if options.debug:
             raise
+        for line in encoder_report(encoders) if any(isinstance(encoder, Failed) for encoder in encoders) else ():
+            say(line, console)
         print(f"{error}\nnothing was run", file=sys.stderr)
         return 2
-    for line in check_report(assemble(draft)):
+    for line in check_report(assemble(draft), encoders):
         say(line, console)
     say("nothing was run", console)
     return 0
 
 
-def _draft(options: argparse.Namespace, console: Any) -> tuple[Draft, Mapping[str, str]]:
+def _draft(
+    options: argparse.Namespace, console: Any, on_encoder: Callable[[Verified | Failed], None] | None = None
+) -> tuple[Draft, Mapping[str, str]]:
     """Reads the files and checks everything; every mistake in all of them is reported at once, and nothing is written."""
     from virb.plan.build import draft_plan
     from virb.runner.settings import make_settings
@@ -77,10 +86,36 @@ def _draft(options: argparse.Namespace, console: Any) -> tuple[Draft, Mapping[st
     files = _read(options, settings.protocol, problems)
     with console.status("planning") if console.is_terminal else nullcontext() as status:
         tell = status.update if status else _no_one
-        return draft_plan(settings, files.encoders, files.tasks, problems, texts=files.texts, tell=tell), files.texts
+        downloads = _Downloads(tell if status else partial(say, console=console), 0.2 if status else 10.0)
+        draft = draft_plan(
+            settings, files.encoders, files.tasks, problems, texts=files.texts, tell=tell, on_encoder=on_encoder, on_download=downloads
+        )
+        return draft, files.texts
 
 
 def _no_one(text: str) -> None: ...
+
+
+class _Downloads:
+    """Tells how far a download of weights is, now and then, with the time left."""
+
+    def __init__(self, tell: Callable[[str], None], every: float) -> None:
+        self._tell, self._every = tell, every
+        self._url, self._began, self._first, self._last = "", 0.0, 0, 0.0
+
+    def __call__(self, state: Progress) -> None:
+        from virb.plan.describe import size_text
+
+        now = time.monotonic()
+        if state.url != self._url:
+            self._url, self._began, self._first, self._last = state.url, now, state.done, 0.0
+        if now - self._last < self._every and not state.finished:
+            return
+        self._last = now
+        rate = (state.done - self._first) / max(now - self._began, 1e-3)
+        left = f"   left about {(state.total - state.done) / rate:.0f} s" if state.total and rate and not state.finished else ""
+        total = f"/{size_text(state.total)}" if state.total else ""
+        self._tell(f"downloading {state.path}   {size_text(state.done)}{total}   {size_text(rate)}/s{left}")
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from virb.config.check import Locate, check, describe, did_you_mean
+from virb.config.check import Locate, check, describe, did_you_mean, nearest
 from virb.config.files import COMMAND_LINE, Loaded, near_file, read_trees
 from virb.config.names import UniqueNames, check_encoder_name
-from virb.config.records import EncoderConfig, EncoderKeys
+from virb.config.records import NETWORKS, WEIGHT_WORDS, EncoderConfig, EncoderKeys, is_url
 from virb.config.tree import KeyPath, Report, Tree, Where, from_python
 from virb.config.vocabulary import Vocabulary
 from virb.errors import ConfigError
 
-WEIGHT_WORDS = ("random", "supervised")
+_OWN_WEIGHTS = tuple(key for key in NETWORKS if key not in ("arch", "module"))  # networks that bring their weights
+_PREFIXES = tuple(f"{key}:" for key in _OWN_WEIGHTS)  # timm:NAME, hub:..., in place of a path
 _SUPERVISED = {"arch": "resnet50", "weights": "supervised"}  # ViRB 2021: an empty path is torchvision's supervised ResNet-50
 
 
@@ -88,21 +89,22 @@ def _from_text(text: str) -> dict[str, Any]:
     text = text.strip()
     if text in ("", "supervised"):
         return dict(_SUPERVISED)
-    if text.startswith("timm:"):
-        return {"timm": text.removeprefix("timm:").strip()}
+    prefix = next((prefix for prefix in _PREFIXES if text.startswith(prefix)), None)
+    if prefix is not None:
+        return {prefix[:-1]: text.removeprefix(prefix).strip()}
     return {"weights": os.path.expanduser(text)}
 
 
 def _from_mapping(value: Mapping[str, Any], locate: Locate, report: Report) -> dict[str, Any] | None:
     """Known keys with nothing behind them are as good as absent; but empty weights alone keep ViRB 2021's meaning."""
     known = {key: item for key, item in value.items() if item is not None or key not in EncoderKeys.model_fields}
-    named = any(known.get(key) for key in ("arch", "timm", "module"))
+    named = any(known.get(key) for key in NETWORKS)
     if "weights" in value and value["weights"] in (None, "", "supervised") and not named:
         known |= _SUPERVISED
     elif known.get("weights") == "":
         del known["weights"]
     if not named and "weights" not in known:
-        report.add(locate(()), "says nothing to load; give weights, arch, timm or module")
+        report.add(locate(()), f"says nothing to load; give weights, {', '.join(NETWORKS[:-1])} or {NETWORKS[-1]}")
     if isinstance(known.get("weights"), str):
         known["weights"] = os.path.expanduser(known["weights"])
     return known
@@ -112,7 +114,7 @@ def _check_words(
     keys: Mapping[str, Any], is_mapping: bool, vocabulary: Vocabulary, check_paths: bool, locate: Locate, report: Report
 ) -> None:
     arch, weights = keys.get("arch"), keys.get("weights")
-    named = any(keys.get(key) for key in ("arch", "timm", "module"))
+    named = any(keys.get(key) for key in NETWORKS)
     if isinstance(arch, str) and arch and arch not in vocabulary.arch_names():
         report.add(locate(("arch",)), f"no architecture {describe(arch)}{did_you_mean(arch, vocabulary.arch_names())}")
     if not isinstance(weights, str) or not weights:
@@ -120,15 +122,17 @@ def _check_words(
     where = locate(("weights",) if is_mapping else ())
     if weights == "random" and not named:
         report.add(where, "random weights need an architecture: {arch: ..., weights: random}")
-    elif weights in WEIGHT_WORDS:
+    elif weights == "pretrained" and not any(keys.get(key) for key in _OWN_WEIGHTS):
+        report.add(where, f"pretrained weights are those of {', '.join(_OWN_WEIGHTS[:-1])} and {_OWN_WEIGHTS[-1]} networks")
+    elif weights in WEIGHT_WORDS or weights in vocabulary.weight_names() or is_url(weights):
         return
-    elif weights.lower().startswith(("http://", "https://")):
-        report.add(where, "weights from a URL are not available yet; download the file and give its path")
-    elif check_paths and not os.path.exists(weights):
+    elif check_paths and not keys.get("url") and not os.path.exists(weights):
         report.add(where, f"{weights} does not exist{_hint(weights, named, vocabulary)}")
 
 
 def _hint(weights: str, named: bool, vocabulary: Vocabulary) -> str:
     if weights in vocabulary.arch_names() and not named:
         return f"; for the architecture write {{arch: {weights}, ...}}"
+    if os.path.basename(weights) == weights and (near := nearest(weights, vocabulary.weight_names())):
+        return f"; did you mean {near}?"
     return near_file(Path(weights))

@@ -13,7 +13,23 @@ from virb.config.tree import Where
 
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+NETWORKS = ("arch", "timm", "module", "hub", "hf", "open_clip")  # keys that say which network an encoder is
+WEIGHT_WORDS = ("random", "supervised", "pretrained")
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 OBJECT_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # package.module:Name
+
+_REPOSITORY = r"[\w.-]+/[\w.-]+"
+_FOLDER = r"[./~].*"
+_FORMS = {
+    "module": (OBJECT_NAME, "package.module:Class"),
+    "hub": (re.compile(rf"({_REPOSITORY}(:[\w./-]+)?|{_FOLDER}):[A-Za-z_]\w*"), "owner/repo:entry, owner/repo:ref:entry or ./folder:entry"),
+    "hf": (re.compile(rf"{_REPOSITORY}(@[\w./-]+)?|{_FOLDER}"), "owner/name, owner/name@revision or ./folder"),
+    "open_clip": (re.compile(r"[\w.-]+(/[\w.-]+)?|(hf-hub|local-dir):.+"), "MODEL/WEIGHTS such as ViT-B-32/laion2b_s34b_b79k"),
+}
+
+
+def is_url(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
 
 
 def _whole(value: Any) -> bool:
@@ -88,6 +104,7 @@ class InputOverride(Strict):
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     mean: Annotated[tuple[float, float, float] | None, BeforeValidator(_three_numbers)] = None
     std: Annotated[tuple[float, float, float] | None, BeforeValidator(_three_numbers)] = None
+    channels: Literal["rgb", "bgr"] | None = None
 
     @field_validator("std")
     @classmethod
@@ -98,12 +115,17 @@ class InputOverride(Strict):
 
 
 class EncoderKeys(Strict):
-    """The keys of one entry of an experiment list. At most one of ``arch``, ``timm`` and ``module``."""
+    """The keys of one entry of an experiment list. At most one of ``NETWORKS``."""
 
-    weights: Text | None = None  # a file, or the words random and supervised
+    weights: Text | None = None  # a file, an address, a short name, or one of WEIGHT_WORDS
+    url: Text | None = None  # where the file that weights names is downloaded from when it is not there
+    sha256: Text | None = None  # of the weights file
     arch: Text | None = None
     timm: Text | None = None
     module: Text | None = None  # package.module:Class
+    hub: Text | None = None  # owner/repo:entry, owner/repo:ref:entry or ./folder:entry
+    hf: Text | None = None  # owner/name, owner/name@revision or ./folder
+    open_clip: Text | None = None  # MODEL/WEIGHTS
     checkpoint_key: Text | None = None
     args: dict[str, Any] = Field(default_factory=dict)
     input: InputOverride | None = None
@@ -114,20 +136,43 @@ class EncoderKeys(Strict):
     def _finite(cls, value: dict[str, Any]) -> dict[str, Any]:
         return _only_finite(value)
 
-    @field_validator("timm", "module")
+    @field_validator(*NETWORKS)
     @classmethod
     def _one_kind(cls, value: str | None, info: ValidationInfo) -> str | None:
-        other = next((key for key in ("arch", "timm") if key != info.field_name and info.data.get(key) is not None), None)
+        other = next((key for key in NETWORKS if key != info.field_name and info.data.get(key) is not None), None)
         if value is not None and other is not None:
-            raise ValueError(f"{other} is given too; give one of arch, timm and module")
-        if value is not None and info.field_name == "module" and not OBJECT_NAME.fullmatch(value):
-            raise ValueError(f"expected package.module:Class, got {describe(value)}")
+            raise ValueError(f"{other} is given too; give one of {', '.join(NETWORKS[:-1])} and {NETWORKS[-1]}")
+        pattern, form = _FORMS.get(str(info.field_name), (None, ""))
+        if value is not None and pattern is not None and not pattern.fullmatch(value):
+            raise ValueError(f"expected {form}, got {describe(value)}")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _address_of_a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not is_url(value):
+            raise ValueError(f"expected an address that starts with https://, got {describe(value)}")
+        if value is not None and "weights" in info.data:
+            weights = info.data["weights"]
+            if weights is None or weights in WEIGHT_WORDS:
+                raise ValueError("is where a file is from, but no file is given in weights")
+            if is_url(weights):
+                raise ValueError("weights is an address too; give a file name there")
+        return value
+
+    @field_validator("sha256")
+    @classmethod
+    def _digits(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not SHA256.fullmatch(value):
+            raise ValueError(f"expected 64 hexadecimal digits, got {describe(value)}")
+        if value is not None and "weights" in info.data and info.data["weights"] in (None, *WEIGHT_WORDS):
+            raise ValueError("is of a weights file, but no file is given in weights")
         return value
 
     @field_validator("checkpoint_key")
     @classmethod
     def _needs_a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and "weights" in info.data and info.data["weights"] in (None, "random", "supervised"):
+        if value is not None and "weights" in info.data and info.data["weights"] in (None, *WEIGHT_WORDS):
             raise ValueError("names a part of a weights file, but no file is given in weights")
         return value
 

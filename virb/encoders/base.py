@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -210,8 +211,7 @@ class Encoder(nn.Module):
             raise ViRBError(f"{self.spec.name}: expected uint8 images B x 3 x h x w, but got {pixels.dtype} {tuple(pixels.shape)}")
         if self.spec.input.channels == "bgr":
             pixels = pixels.flip(1)
-        mean = torch.tensor(self.spec.input.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.spec.input.std, device=pixels.device).view(3, 1, 1)
+        mean, std = _colours(self.spec.input.mean, self.spec.input.std, pixels.device)
         images = pixels.float().div_(255).sub_(mean).div_(std)
         patch = self.spec.patch_size or 1
         below, right = -images.shape[2] % patch, -images.shape[3] % patch
@@ -225,6 +225,8 @@ class Encoder(nn.Module):
         requests = [self.spec.check(request) for request in want]
         wanted = {term.output: self.spec._singles(term.output) for request in requests for term in request.terms}
         singles = tuple(dict.fromkeys(single for group in wanted.values() for single in group))
+        if self.frozen and any(module.training for module in self.modules()):  # someone reached past our train()
+            super().train(False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             found = self._outputs(images, singles)
             raw = {output: _gather(output, [found[single] for single in group]) for output, group in wanted.items()}
@@ -240,6 +242,13 @@ class Encoder(nn.Module):
             key: tuple(tuple(part.shape[1:]) for part in value) if isinstance(value, tuple) else tuple(value.shape[1:])
             for key, value in self(images, want).items()
         }
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for callers in every mode
+def _colours(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both as 3 x 1 x 1 on the device. Kept, because every copy to a GPU waits for the batches before it."""
+    return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
 def _gather(output: Output, tensors: list[Tensor]) -> Value:

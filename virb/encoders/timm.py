@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from virb.encoders.attention import INSIDE, AttentionWatch
 from virb.encoders.base import Encoder, EncoderSpec, InputSpec, Single, Stage, evenly_spaced
 from virb.encoders.requests import suggest
 from virb.errors import UserError, ViRBError
@@ -17,11 +19,15 @@ from virb.errors import UserError, ViRBError
 # What lets a model take any input size, by the names that timm's families have for it; a family without one keeps its own size.
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 _WITHOUT_NORM = ("Hiera", "HieraDet")  # classes whose forward_intermediates refuses norm=True: their maps are raw
+_STRIDES = {("TResNet", 0): 4}  # where feature_info errs: the stem of TResNet folds 4 x 4 pixels
+_TWO_MAPS = ("DiffAttention",)  # attention that is a difference of two: neither has a row of its own
 
 
 class TimmEncoder(Encoder):
     """``tokens[i]``: block i of a ViT-like model, stage i of a convnet or hierarchical one. Norm: the model's own final norm, as timm's
-    ``forward_intermediates(norm=True)`` applies it (to the last stage only in hierarchical models)."""
+    ``forward_intermediates(norm=True)`` applies it (to the last stage only in hierarchical models; SAM's norm is its neck, which changes
+    the number of channels). Models with a [CLS] token in blocks of plain attention also have ``attention``, ``queries``, ``keys`` and
+    ``values``, taken where the product is: after the norms, biases and rotations of the family."""
 
     family = "timm"
     network: Any
@@ -30,7 +36,8 @@ class TimmEncoder(Encoder):
         maps = _feature_maps(network)
         self_similar = len({stride for _, stride in maps}) == 1
         levels = evenly_spaced(len(maps)) if self_similar and maps else range(len(maps))
-        self._with_prefix = _has_cls(network)
+        with_cls = _has_cls(network)
+        layers = _attention_layers(network, len(maps)) if with_cls else {}
         self._can_norm = type(network).__name__ not in _WITHOUT_NORM
         draft = EncoderSpec(
             name="",
@@ -44,7 +51,7 @@ class TimmEncoder(Encoder):
             source="",
             family=self.family,
             format=self.format,
-            outputs=("embedding", *(("cls",) if self._with_prefix else ()), *(("tokens", "pyramid") if maps else ())),
+            outputs=("embedding", *(("cls",) if with_cls else ()), *(("tokens", "pyramid") if maps else ()), *(INSIDE if layers else ())),
             architecture=f"timm:{name}",
             depth=max(1, len(maps)),
         )
@@ -66,32 +73,37 @@ class TimmEncoder(Encoder):
 
     def _compute(self, images: Tensor, wanted: Collection[Single]) -> dict[Single, Tensor]:
         found: dict[Single, Tensor] = {}
-        by_norm = {norm: [s for s in wanted if s.block is not None and s.norm == norm] for norm in (True, False)}
         pooled = next((single for single in wanted if single.name == "embedding"), None)
-        for norm, singles in by_norm.items():  # timm norms all maps of a forward or none: asking for both takes two forwards
-            if singles:
-                final, maps = self._maps(images, singles, norm, with_final=pooled is not None and pooled not in found)
-                found.update(maps)
-                if final is not None and pooled is not None:
-                    found[pooled] = self.network.forward_head(final, pre_logits=True)
+        inside = [single for single in wanted if single.name in INSIDE]
+        maps = [single for single in wanted if single.block is not None and single.name not in INSIDE]
+        # timm norms all maps of a forward or none: asking for both takes two forwards
+        for norm in sorted({single.norm for single in maps} or ({False} if inside else set())):
+            with_final = pooled is not None and pooled not in found
+            final, some = self._maps(images, [single for single in maps if single.norm == norm], inside, norm, with_final)
+            found.update(some)
+            inside = []
+            if final is not None and pooled is not None:
+                found[pooled] = self.network.forward_head(final, pre_logits=True)
         if pooled is not None and pooled not in found:
             found[pooled] = self.network.forward_head(self.network.forward_features(images), pre_logits=True)
         return found
 
     def _maps(
-        self, images: Tensor, singles: Collection[Single], norm: bool, with_final: bool
+        self, images: Tensor, singles: Collection[Single], inside: Collection[Single], norm: bool, with_final: bool
     ) -> tuple[Tensor | None, dict[Single, Tensor]]:
-        blocks = sorted({single.block for single in singles if single.block is not None})
-        options: dict[str, Any] = {"return_prefix_tokens": True} if any(single.name == "cls" for single in singles) else {}
-        answer = self.network.forward_intermediates(
-            images,
-            indices=blocks,
-            norm=norm and self._can_norm,
-            output_fmt="NCHW",
-            intermediates_only=not with_final,
-            stop_early=not with_final,
-            **options,
-        )
+        blocks = sorted({single.block for single in (*singles, *inside) if single.block is not None})
+        with_cls = any(single.name == "cls" for single in singles)
+        parts = {block: names for block in blocks if (names := {single.name for single in inside if single.block == block})}
+        with AttentionWatch(_attention_layers(self.network, self.spec.depth), parts) if inside else nullcontext() as watch:
+            answer = self.network.forward_intermediates(
+                images,
+                indices=blocks,
+                norm=norm and self._can_norm,
+                output_fmt="NCHW",
+                intermediates_only=not with_final,
+                stop_early=not with_final,
+                **({"return_prefix_tokens": True} if with_cls else {}),
+            )
         final, levels = answer if with_final else (None, answer)
         place = dict(zip(blocks, levels, strict=True))
         found: dict[Single, Tensor] = {}
@@ -99,10 +111,20 @@ class TimmEncoder(Encoder):
             assert single.block is not None
             level = place[single.block]
             if single.name == "cls":
-                found[single] = level[1][:, 0]
+                found[single] = level[1][:, 0].clone()  # a view would keep all tokens alive
             else:
-                found[single] = level[0] if options else level
+                found[single] = level[0] if with_cls else level
+        for single in inside:
+            assert single.block is not None
+            level = place[single.block]
+            found[single] = self._seen(watch, single, (level[0] if with_cls else level).shape[2:])
         return final, found
+
+    def _seen(self, watch: Any, single: Single, grid: tuple[int, int]) -> Tensor:
+        part = watch.found.get((single.block, single.name))
+        if part is None:
+            raise ViRBError(f"{self.spec.architecture} gives no {single.name}: timm's fused attention is off (TIMM_FUSED_ATTN=0)")
+        return part[:, :, self.network.num_prefix_tokens :].unflatten(2, grid) if single.name == "attention" else part
 
 
 def create(name: str, arguments: Mapping[str, Any], pretrained: bool) -> TimmEncoder:
@@ -153,7 +175,11 @@ def _feature_maps(network: nn.Module) -> list[tuple[int, int]]:
     if not hasattr(network, "forward_intermediates"):
         return []
     info = getattr(network, "feature_info", [])
-    return [(int(item["num_chs"]), int(item["reduction"])) for item in getattr(info, "info", info)]
+    kind = type(network).__name__
+    return [
+        (int(item.get("num_chs_norm", item["num_chs"])), _STRIDES.get((kind, i), int(item["reduction"])))
+        for i, item in enumerate(getattr(info, "info", info))
+    ]
 
 
 def _patch_size(network: Any) -> int | None:
@@ -170,6 +196,16 @@ def _has_cls(network: Any) -> bool:
     if getattr(network, "cls_token", None) is None or not hasattr(network, "forward_intermediates"):
         return False
     return "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters
+
+
+def _attention_layers(network: Any, depth: int) -> dict[int, nn.Module]:
+    """The attention of each block, by number; empty unless all are plain products of queries and keys over all tokens."""
+    blocks = getattr(network, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) != depth or not getattr(network, "num_prefix_tokens", 0):
+        return {}
+    layers = {number: layer for number, block in enumerate(blocks) if isinstance(layer := getattr(block, "attn", None), nn.Module)}
+    plain = all(hasattr(layer, "fused_attn") and type(layer).__name__ not in _TWO_MAPS for layer in layers.values())
+    return layers if plain and len(layers) == depth else {}
 
 
 def _heads(network: nn.Module) -> int | None:

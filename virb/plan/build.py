@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from virb.config import EncoderConfig, TaskConfig, Where, path_collisions
@@ -17,7 +18,9 @@ from virb.config.tree import Report
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
+from virb.encoders.download import NotDownloaded, Progress
 from virb.encoders.load import load_encoder
+from virb.encoders.verify import Failed, Verified, verify_encoder
 from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
 from virb.features.passes import Wanted
@@ -56,12 +59,16 @@ def draft_plan(
     *,
     texts: Mapping[str, str] | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    on_encoder: Callable[[Verified | Failed], None] | None = None,
+    on_download: Callable[[Progress], None] | None = None,
 ) -> Draft:
     """Checks everything that can be checked without running; ``problems`` are those found so far, ``texts`` the files as read.
 
+    With ``on_encoder`` (``virb check``) nothing is downloaded, and every encoder is tried on noise and told about, also one that fails.
     Raises ConfigError with every problem of the input at once.
     """
-    builder = _Builder(settings, list(problems), Datasets(settings.data_root, tell), Meter(settings.device_kind))
+    load = partial(load_encoder, seed=settings.seed, offline=on_encoder is not None, progress=on_download)
+    builder = _Builder(settings, list(problems), Datasets(settings.data_root, tell), Meter(settings.device_kind), load, on_encoder)
     builder.check_place()
     if not builder.problems and not (encoders and tasks):
         builder.problems.append(Problem("command line", 0, "", f"there are no {'tasks' if encoders else 'encoders'} to run"))
@@ -82,6 +89,8 @@ class _Builder:
     problems: list[Problem]
     datasets: Datasets
     meter: Meter
+    load: Callable[..., Encoder]
+    on_encoder: Callable[[Verified | Failed], None] | None
     planned: dict[str, PlannedEncoder] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     lists: dict[str, ImageList] = field(default_factory=dict)
@@ -142,9 +151,14 @@ class _Builder:
     def add_encoder(self, config: Config, tasks: Sequence[tuple[ResolvedTask, TaskData]]) -> None:
         where = config.where or Where("<python>", 0, config.name)
         try:
-            encoder = load_encoder(source_of(config), name=config.name, seed=self.settings.seed)
+            encoder = self.load(source_of(config), name=config.name)
+            verified = verify_encoder(encoder) if self.on_encoder else None
         except ViRBError as error:
+            if self.on_encoder:
+                self.on_encoder(Failed(config.name, str(error), "missing" if isinstance(error, NotDownloaded) else "FAILED"))
             return self.add_problem(where, error)
+        if self.on_encoder and verified:
+            self.on_encoder(verified)
         try:
             own_geometry(encoder.spec)
         except UserError as error:

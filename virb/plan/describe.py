@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import virb
-from virb.plan.geometry import geometry_text, own_geometry, size_in_pixels
-from virb.plan.jobs import Job, Plan, PlannedEncoder
+from virb.encoders.verify import Failed, Verified, encoder_table
+from virb.plan.geometry import geometry_text, size_in_pixels
+from virb.plan.jobs import Job, Plan
 from virb.probes.base import FIT, SELECT
 
 
@@ -55,22 +56,18 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"  note    {note}"
 
 
-def check_report(plan: Plan) -> Iterator[str]:
+def check_report(plan: Plan, encoders: Sequence[Verified | Failed]) -> Iterator[str]:
     """Everything ``virb check`` says: encoders, tasks, jobs, and the plan in numbers."""
     yield f"ViRB {virb.__version__} · {plan.settings.out}"
-    for part in (_encoders(plan), _tasks(plan), _jobs(plan), _numbers(plan)):
+    for part in (encoder_report(encoders), _tasks(plan), _jobs(plan), _numbers(plan)):
         yield ""
         yield from part
 
 
-def _encoders(plan: Plan) -> Iterator[str]:
-    encoders = plan.context.encoders
+def encoder_report(encoders: Sequence[Verified | Failed]) -> Iterator[str]:
+    """What each encoder turned out to be, or why it cannot be used."""
     yield many(len(encoders), "encoder")
-    yield from _aligned([(name, f"{e.spec.n_params / 1e6:.1f} M", _input(e), e.spec.source) for name, e in encoders.items()])
-
-
-def _input(encoder: PlannedEncoder) -> str:
-    return geometry_text(own_geometry(encoder.spec))
+    yield from (f"  {line}" for line in encoder_table(encoders))
 
 
 def _tasks(plan: Plan) -> Iterator[str]:

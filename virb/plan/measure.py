@@ -12,7 +12,7 @@ import torch
 
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
-from virb.encoders.base import Encoder
+from virb.encoders.base import Encoder, Request
 from virb.errors import UserError, ViRBError
 from virb.features.passes import Numerics, forward
 
@@ -32,13 +32,14 @@ class Meter:
     _decodes: dict[tuple[str, Geometry], float] = field(default_factory=dict)
 
     def output(self, encoder: Encoder, geometry: Geometry, request: str) -> tuple[tuple[int, ...] | None, float]:
-        """Shape of one row (None where images keep their size) and seconds per image; UserError when the encoder cannot do it."""
+        """Shape of one row (None for maps of images of any size) and seconds per image; UserError when the encoder cannot do it."""
         size = geometry.size or _NATIVE
         key = (encoder.spec.encoder_id, size, request)
         if key not in self._outputs:
             self._outputs[key] = _try(encoder, size, request)
         shape, seconds = self._outputs[key]
-        return shape if geometry.size else None, seconds / (1 if self.device_kind == "cpu" else _GPU_SPEEDUP)
+        known = geometry.size or Request.parse(request).kind == "vector"
+        return shape if known else None, seconds / (1 if self.device_kind == "cpu" else _GPU_SPEEDUP)
 
     def decode(self, images: ImageList, geometry: Geometry) -> float:
         """Seconds to read an image and bring it to a geometry, from a few of the list."""

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from virb.config.check import did_you_mean
+from virb.encoders.known import known_names
 from virb.errors import UserError
 from virb.probes.base import find_probe, probe_names
 from virb.tasks.base import Task, all_tasks, find_task, import_attribute
@@ -47,6 +48,9 @@ class TaskVocabulary:
 
     def arch_names(self) -> Sequence[str]:
         return self._archs
+
+    def weight_names(self) -> Sequence[str]:
+        return known_names()
 
 
 def variant_of(task: Task, protocol: Protocol) -> Task:

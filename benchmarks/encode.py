@@ -1,0 +1,148 @@
+"""What our encoders cost over their bare networks, as ratios within one run: python benchmarks/encode.py [--arch vit_small resnet50 ...]
+
+- images/s from uint8 tensors in memory to the embedding, in fp32 and bf16, against a bare ``torch`` loop over the same network: medians of
+  five interleaved pairs. The target is at least 95 % of the bare loop on a GPU, 90 % on a CPU.
+- peak memory of a ViT's attention output at 480x480 with patch 8 (3,600 tokens) against its plain forward: the target is below 1.5 times.
+
+``--device cuda`` measures on a GPU; without one, its rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from virb.encoders.base import Encoder
+from virb.encoders.load import load_encoder
+
+PAIRS = 5
+TARGETS = {"cuda": 0.95, "cpu": 0.90}
+MEMORY_TARGET = 1.5
+SIDE, PATCH = 480, 8
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    began = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def load(arch: str, size: int) -> Encoder:
+    """``arch`` is one of ours, or ``timm:NAME``."""
+    what: dict[str, Any] = {"timm": arch.removeprefix("timm:")} if arch.startswith("timm:") else {"arch": arch}
+    return load_encoder({**what, "weights": "random", "input": {"size": size}})
+
+
+def bare(encoder: Encoder, pixels: Tensor, batch: int) -> None:
+    """What somebody would write by hand: the network on normalised batches."""
+    network = encoder.network
+    mean = torch.tensor(encoder.spec.input.mean, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(encoder.spec.input.std, device=pixels.device).view(3, 1, 1)
+    for images in pixels.split(batch):
+        network((images.float() / 255 - mean) / std)
+
+
+def ours(encoder: Encoder, pixels: Tensor, batch: int) -> None:
+    for images in pixels.split(batch):
+        encoder(encoder.prepare(images), ("embedding",))
+
+
+def speed(arch: str, dtype: str, options: argparse.Namespace) -> tuple[float, float, float]:
+    """Images/s of ours and of the bare loop, and the median of the ratios of pairs run in turn."""
+    device, n = options.device, options.batch * options.batches
+    encoder = load(arch, options.size).to(device)
+    pixels = torch.randint(0, 256, (n, 3, options.size, options.size), dtype=torch.uint8, device=device)
+    with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bf16"):
+        for call in (ours, bare):  # warm
+            seconds(lambda call=call: call(encoder, pixels[: options.batch], options.batch), device)  # type: ignore[misc]
+        pairs = []
+        for i in range(PAIRS):
+            order = (ours, bare) if i % 2 == 0 else (bare, ours)  # neither is always the one that runs on a warmer machine
+            took = {call: seconds(lambda call=call: call(encoder, pixels, options.batch), device) for call in order}  # type: ignore[misc]
+            pairs.append((took[ours], took[bare]))
+    return (
+        n / statistics.median(a for a, _ in pairs),
+        n / statistics.median(b for _, b in pairs),
+        statistics.median(b / a for a, b in pairs),
+    )
+
+
+def peak_of(want: str, options: argparse.Namespace) -> float:
+    """MB above the loaded encoder in one forward; in its own process, for a peak is never taken back."""
+    call = [sys.executable, __file__, "--peak", want, "--device", options.device, "--threads", str(options.threads)]
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once, so that it is not used again unseen
+    return float(subprocess.run(call, check=True, capture_output=True, text=True, env=env).stdout)
+
+
+def measure_peak(want: str, device: str) -> float:
+    encoder = load_encoder({"arch": "vit_small", "weights": "random", "args": {"patch_size": PATCH}}).to(device)
+    encoder(torch.zeros(1, 3, 2 * PATCH, 2 * PATCH, device=device), (want,))  # what libraries allocate once
+    images = torch.zeros(1, 3, SIDE, SIDE, device=device)
+    if device == "cuda":
+        allocated = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        encoder(images, (want,))
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    before = resident("VmRSS")
+    encoder(images, (want,))
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """MB, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=["vit_small", "resnet50", "timm:vit_small_patch16_224"])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=2, help="batches in one measurement")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--memory_only", action="store_true", help="leave the images/s out")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        print(measure_peak(options.peak, options.device))
+        return
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("there is no GPU here")
+    target = TARGETS[options.device]
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
+    print(f"torch {torch.__version__}, {where}; batches of {options.batch} at {options.size} px, medians of {PAIRS} interleaved pairs\n")
+    print(f"{'images/s, embedding':<40} {'ours':>9} {'bare':>9} {'ratio':>6}")
+    for arch in () if options.memory_only else options.arch:
+        for dtype in ("fp32", "bf16"):
+            mine, plain, ratio = speed(arch, dtype, options)
+            note = "" if ratio >= target else f"  below {target:.2f}"
+            print(f"{f'{arch} {dtype} {options.device}':<40} {mine:9.1f} {plain:9.1f} {ratio:6.3f}{note}", flush=True)
+    if options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        raise SystemExit("peak memory on a CPU is measured on Linux only")
+    attention, plain = (statistics.median(peak_of(want, options) for _ in range(3)) for want in ("attention[-1]", "embedding"))
+    name = f"vit_small/{PATCH} at {SIDE} px {options.device}: attention"
+    print(f"\n{'peak MB of a forward, above the weights':<48} {'ours':>9} {'plain':>9} {'ratio':>6}")
+    note = "" if attention < MEMORY_TARGET * plain else f"  above {MEMORY_TARGET}"
+    print(f"{name:<48} {attention:9.1f} {plain:9.1f} {attention / plain:6.3f}{note}")
+    if options.device == "cpu":
+        print("\nGPU rows: not measured; on a machine with one: python benchmarks/encode.py --device cuda --batch 256 --batches 8")
+
+
+if __name__ == "__main__":
+    main()

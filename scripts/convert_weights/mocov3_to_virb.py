@@ -1,0 +1,6 @@
+"""MoCo v3 checkpoint to ViRB weights: python scripts/convert_weights/mocov3_to_virb.py IN OUT"""
+
+from _shared import main
+
+if __name__ == "__main__":
+    raise SystemExit(main("mocov3"))
