@@ -210,8 +210,7 @@ def imagenets(bench: Bench) -> Bench:
             if place == "imagenet/val":
                 for i, path in enumerate(sorted((data / place / wnid).iterdir())):
                     path.rename(path.with_name(f"ILSVRC2012_val_{number * 4 + i + 1:08d}.png"))
-    (data / "imagenet-sketch").mkdir()
-    (data / "sketch").rename(data / "imagenet-sketch/sketch")
+    (data / "sketch").rename(data / "imagenet-sketch")
     columns = [wnids().index(wnid) for wnid in WNIDS]
     split = save_images(data / "drawn/v2", {"x": 2}, noise=5.0) / "x"
     (data / "imagenetv2").mkdir()

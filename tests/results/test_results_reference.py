@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from virb.config import EncoderConfig, Where
+from virb.encoders.known import KNOWN
 from virb.metrics.base import find_metric
 from virb.results.load import load_results
 from virb.results.reference import reference_of, references
 from virb.results.schema import Job
 from virb.results.tables import text_table
+from virb.runner.records import _known
 from virb.tasks.base import find_task
 from virb.tasks.protocols import PROTOCOLS
 from virb.tasks.vocabulary import get_probe
@@ -89,6 +93,14 @@ def test_nothing_else_is(published: Publish, changes: dict[str, object]) -> None
 def test_a_published_run_may_have_changed_its_protocol(published: Publish) -> None:
     same = {"meta": "dora_vits16_venice", "task": "Imagenette", "probe": "linear", "protocol": "dino-linear"}
     assert reference_of(published(**same, changed={"num_epochs": 10}), "top1") is not None
+
+
+def test_released_weights_are_known_by_their_short_name() -> None:
+    assert _known(EncoderConfig(name="e", weights="dino_vits16", where=Where("f", 1))) == {"reference": "dino_vits16"}
+    assert _known(EncoderConfig(name="e", weights="dino_deits16", where=Where("f", 1))) == {"reference": "dino_vits16"}
+    assert _known(EncoderConfig(name="e", weights="mine.pth", where=Where("f", 1))) == {}
+    assert _known(torch.nn.Identity()) == {}
+    assert {reference.encoder for reference in references() if reference.encoder.startswith("dino")} <= set(KNOWN)
 
 
 def test_tables_show_the_difference(tmp_path: Path, make: Make, published: Publish) -> None:

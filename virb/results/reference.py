@@ -19,7 +19,8 @@ _FREE = frozenset({"training_configs", "batch_size", "views"})
 
 @dataclass(frozen=True)
 class Reference:
-    """A published number: of an encoder (``meta: {reference: NAME}`` of an experiment list) on a task, by a probe under a protocol."""
+    """A published number of an encoder on a task, by a probe under a protocol. ``encoder`` is the short name of its weights, or what an
+    experiment list says under ``meta: {reference: NAME}``."""
 
     encoder: str
     task: str

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from virb.encoders.base import EncoderSpec
+from virb.encoders.known import KNOWN
 from virb.errors import ViRBError
 from virb.metrics.base import Metric, Statistics, find_metric
 from virb.plan.jobs import Job, PlannedEncoder, RunContext
@@ -304,8 +305,14 @@ def _encoder_info(planned: PlannedEncoder) -> schema.EncoderInfo:
         embed_dim=spec.embed_dim,
         input=_jsonable(facts["input"]),
         spec=_jsonable(plain),
-        meta=dict(planned.meta),
+        meta={**_known(planned.source), **planned.meta},
     )
+
+
+def _known(source: Any) -> dict[str, str]:
+    """Released weights by their short name are those that published numbers are about."""
+    known = KNOWN.get(str(getattr(source, "weights", None)))
+    return {} if known is None else {"reference": next(name for name, other in KNOWN.items() if other is known)}
 
 
 def _jsonable(value: Any) -> Any:
