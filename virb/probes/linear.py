@@ -178,7 +178,7 @@ def _prepare(roles: Mapping[str, RoleData], settings: Settings, device: torch.de
         score = report
     elif SELECT in roles:
         score = make_split(SELECT, roles[SELECT], targets[SELECT], device)
-    else:
+    else:  # for direct callers: the runner has drawn the same hold-out already, so that its samples are known before the probe
         chosen, held = hold_out(fit_targets.numpy(), roles[FIT].units)
         index_lists["select"] = held.tolist()
         score, selected_on = make_split(SELECT, roles[FIT], fit_targets, device, held), "hold-out"

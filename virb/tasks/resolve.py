@@ -52,6 +52,7 @@ class ResolvedTask:
     stream: bool  # encoded while heads train (pre_encode: false, views: fresh), never kept
     data: Mapping[str, Any]
     geometry: Geometry | None  # where the protocol or the task fixes it
+    modules: tuple[str, ...] = ()  # the user's own code that decides numbers: ``module:Name`` of the task, its dataset, probe and metrics
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     where: Where | None = field(default=None, compare=False)
     places: Mapping[str, Where] = field(default_factory=dict, compare=False)  # of the keys that were given
@@ -110,6 +111,7 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
             stream=stream,
             data={**task.options, **(config.data or {})},
             geometry=protocol.geometry or task.geometry,
+            modules=tuple(name for name in (config.task, task.dataset, values.probe, *task.metrics) if ":" in name),
             origins=origins,
             where=config.where,
             places=config.explicit,
@@ -165,13 +167,19 @@ class _Values:
                 return source, {name: _record(model, f"{source}, training config {name}", content) for name, content in found.items()}
         return "default", {"default": _record(model, f"{self.probe} needs training_configs or grid", {})}
 
+    def _are_default(self, configs: Mapping[str, BaseModel]) -> bool:
+        try:
+            return dict(configs) == self._default_configs()[1]
+        except UserError:  # a probe that has to be given its training configs
+            return False
+
     def changed(self, configs: Mapping[str, BaseModel], request: str) -> dict[str, Any]:
         """What the user gave and differs from what the protocol (with the task's defaults) says: it goes on the card."""
         keys = [*_OF_PROTOCOL, *(["probe"] if "probe" in self._protocol.values else [])]
         changed = {key: self._explicit[key] for key in keys if self._explicit.get(key) not in (None, self._without(key)[1])}
         if str(Request.parse(self._without("features")[1])) != request:
             changed["features"] = request
-        if self._config.training_configs and dict(configs) != self._default_configs()[1]:
+        if self._config.training_configs and not self._are_default(configs):
             changed["training_configs"] = list(configs)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
 
