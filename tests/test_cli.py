@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -106,8 +107,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (("--experiment_lst", "e.yaml"), "virb run: unknown option --experiment_lst; did you mean --experiment_list?"),
         (("check", "--sed=3"), "virb check: unknown option --sed=3; did you mean --seed?"),
         (("check", "--qqqq"), "virb check: unknown option --qqqq; virb check --help shows what there is"),
-        (("--seed", "three"), "virb run: --seed: invalid int value: 'three' (virb run --help shows what there is)"),
-        (("run", "--keep_heads", "al"), "virb run: no --keep_heads 'al'; did you mean all?"),
+        (("show", "digits", "--seed", "x"), "virb show: --seed: invalid int value: 'x' (virb show --help shows what there is)"),
+        (("list", "TASK"), "virb list: no list 'TASK'; did you mean tasks?"),
         (("list", "task"), "virb list: no list 'task'; did you mean tasks?"),
         (("list",), "virb list: the following arguments are required: WHAT (virb list --help shows what there is)"),
         (("show", "digitz"), "virb: no task 'digitz'; did you mean digits?"),
@@ -157,6 +158,61 @@ def test_mistakes_of_the_command_line_come_with_those_of_the_files(call: Call, h
     flags = ["cache_budget", "data_root", "devices", "input_size", "no_cache", "num_workers", "precision", "protocol", "seed"]
     assert re.findall(r"command line  --(\w+)", err) == flags
     assert "e.yaml:1" in keys[-1][0]
+
+
+def test_options_that_are_no_numbers_hide_nothing(call: Call, here: Path) -> None:
+    (here / "t.yaml").write_text("a: {task: digits, num_epoch: 3}\n")
+    given = "--seed three --input_size 2.5 --num_workers x --keep_heads ALL"
+    code, _, err = call("check", *FILES, *given.split())
+    assert code == 2
+    text = re.sub(" +", " ", err)
+    for message in (
+        "command line --input_size '2.5' is not a whole number of at least 1",
+        "command line --keep_heads 'ALL' is none of chosen, all, none; did you mean all?",
+        "command line --num_workers 'x' is not a whole number of at least 0",
+        "command line --seed 'three' is not a whole number of at least 0",
+        "t.yaml:1 a.num_epoch unknown key; did you mean num_epochs?",
+    ):
+        assert message in text
+    assert err.startswith("5 problems in 1 file:")
+
+
+def test_a_label_given_twice_is_one_mistake(call: Call, here: Path) -> None:
+    (here / "t.yaml").write_text("a: {task: digits, training_configs: {x: {optimizer: adam, lr: 1e-2}}}\n" * 2)
+    assert call("check", *FILES)[2] == "1 problem in 1 file:\n  t.yaml:2  a  given twice; first in t.yaml:1\nnothing was run\n"
+
+
+def test_a_terminal_without_utf8(here: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    for arguments in (("check", *ONE), ONE):
+        done = subprocess.run([sys.executable, str(REPO / "main.py"), *arguments], capture_output=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"px" in done.stdout
+    assert b" ?" in done.stdout  # the arrow of the table, or its plus-minus
+
+
+def test_an_archive_that_cannot_be_written_is_checked_and_found_done(call: Call, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    assert call(*ONE)[0] == 0
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and str(path) == str(here / "out")) and real(path, mode))
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    code, out, err = call("check", *ONE)
+    assert (code, err) == (0, "")
+    assert "0 to run, 1 done" in out
+    code, out, err = call(*ONE)
+    assert (code, err) == (0, "")
+    assert out.startswith("the job is done (out, just now)")
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+    for command in (("check", *FILES), (*ONE, "--force"), (*ONE, "--seed", "4")):
+        code, _, err = call(*command)
+        assert code == 2
+        assert "--out  out cannot be written; choose a folder you may write to" in err
+
+
+def test_where_a_shown_task_comes_from(call: Call) -> None:
+    _, out, _ = call("show", "digits")
+    assert re.search(r"^  task +digits +command line$", out, re.MULTILINE)
+    assert "<python>" not in out
 
 
 def test_what_is_missing(call: Call) -> None:
@@ -291,7 +347,7 @@ def test_check_shows_the_quickstart_and_touches_nothing(call: Call, here: Path) 
         r"9 jobs",
         r"  pixels x digits_mlp +32px bilinear squashed \(task digits\) +4\.97 MB +host memory",
         r"jobs +9 to run, 0 done",
-        r"passes +4 over images instead of 27, in 12 slices; 5,797 images to decode",
+        r"passes +4 over images instead of 18, in 12 slices; 5,797 images to decode",
         r"geometries +2: 32px \(6 jobs\), 64px \(3 jobs\)",
         r"features +17\.1 MB to make, nothing cached yet; largest job 10\.8 MB \(pixels x shapes_count\)",
         r"disk +out/\.virb_cache: .* free, budget 80%",
@@ -396,7 +452,7 @@ def test_show_gives_every_value_and_its_origin(call: Call) -> None:
 
     from virb.tasks.resolve import ResolvedTask
 
-    hidden = {"label", "changed", "configs", "data", "stream", "origins", "where", "places"}
+    hidden = {"label", "changed", "configs", "data", "stream", "origins", "where", "places", "modules"}
     assert set(ResolvedTask.__dataclass_fields__) - hidden <= set(rows)
 
 

@@ -31,7 +31,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name, value in (("cat", 10), ("dog", 200)):
             folder = tmp_path / "mine" / "pets" / split / name
             folder.mkdir(parents=True)
-            Image.new("RGB", (8, 8), (value,) * 3).save(folder / "0.png")
+            for number in range(2):  # one to train on, one to choose by
+                Image.new("RGB", (8, 8), (value,) * 3).save(folder / f"{number}.png")
     (tmp_path / "pets.yaml").write_text("pets: {task: folder, data: {root: pets}}\n")
     return tmp_path
 

@@ -18,7 +18,18 @@ import pytest
 
 from virb import io
 from virb.errors import UserError, ViRBError
-from virb.io import Held, Lease, clean_temporaries, hash_record, make_folder, read_json, write_atomic, write_json
+from virb.io import (
+    Held,
+    Lease,
+    can_write,
+    clean_temporaries,
+    existing_parent,
+    hash_record,
+    make_folder,
+    read_json,
+    write_atomic,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -121,6 +132,17 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
 
 
 # JSON
+
+
+def test_what_is_there_of_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert existing_parent(Path("a/b/c")) == tmp_path / "a"
+    assert existing_parent(Path("x")) == tmp_path
+    assert existing_parent(tmp_path / "a") == tmp_path / "a"
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "a" and real(path, mode))
+    assert [can_write(Path(name)) for name in ("a", "a/b", "x/y")] == [False, False, True]
 
 
 def test_json_comes_back(tmp_path):

@@ -20,14 +20,13 @@ from virb.config import (
     load_task_configs,
     task_config_from_mapping,
 )
-from virb.config.check import did_you_mean
 from virb.data.datasets import load_dataset
 from virb.data.images import ArrayImages, Dataset, ImageList
 from virb.data.loader import load_batches
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.encoders.load import encoder_names, load_encoder
-from virb.errors import ConfigError, Problem, UserError
+from virb.errors import ConfigError, Problem, UserError, did_you_mean
 from virb.features.passes import Numerics, PassOptions
 from virb.features.passes import encode as encode_pixels
 from virb.plan.build import draft_plan
@@ -36,7 +35,7 @@ from virb.plan.units import assemble
 from virb.results.load import load_results
 from virb.results.tables import text_table
 from virb.runner.devices import parse_devices, resolve_precision
-from virb.runner.run import claim, execute, nothing_to_do
+from virb.runner.run import claim_if_writable, execute, nothing_to_do
 from virb.runner.settings import make_settings
 from virb.runner.worker import ENCODE_BATCH
 from virb.tasks.vocabulary import TaskVocabulary
@@ -154,7 +153,7 @@ def run(
     if settings.device_kind == "cpu" and any(isinstance(config, InMemory) for config in encoders):
         settings = replace(settings, devices=settings.devices[:1])  # numbers do not depend on it
     draft = draft_plan(settings, encoders, configs, problems, texts=texts)
-    with claim(settings.out) as lease:
+    with claim_if_writable(settings.out) as lease:
         plan = assemble(draft)
         if not plan.to_do:
             nothing_to_do(plan)

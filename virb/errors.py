@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _NO_FILES = {"command line", "<python>"}  # where a problem can be besides files
@@ -58,6 +59,19 @@ class ConfigError(UserError):
             for place, p in zip(places, self.problems, strict=True)
         ]
         super().__init__("\n".join([head, *lines]))
+
+
+def nearest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid word that ``word`` is probably meant to be; case does not count."""
+    by_folded = {name.casefold(): name for name in sorted(valid)}
+    found = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
+    return by_folded[found[0]] if found else None
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """``"; did you mean X?"``, to follow what is wrong with ``word``; nothing when no valid word is near."""
+    found = nearest(word, valid)
+    return f"; did you mean {found}?" if found else ""
 
 
 def describe(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import socket
 import threading
@@ -40,6 +41,27 @@ def make_folder(path: Path) -> Path:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def existing_parent(path: Path) -> Path:
+    """``path`` made absolute, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def can_write(folder: Path) -> bool:
+    """Whether files can be made in ``folder``, which may still have to be made itself."""
+    return os.access(existing_parent(folder), os.W_OK | os.X_OK)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its container where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[BinaryIO], None]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from virb.config import GradientConfig, MlpConfig, TaskConfig, load_task_configs, path_collisions, task_config_from_mapping
+from virb.config import GradientConfig, MlpConfig, TaskConfig, Where, load_task_configs, path_collisions, task_config_from_mapping
 from virb.errors import ConfigError
 
 Write = Callable[[str, str], str]
@@ -279,7 +279,10 @@ def test_names_that_meet_in_one_folder(write: Write, words) -> None:
         "t.yaml:2  a  a's training config X and a's training config x (t.yaml:2) would share the folder a-X",
     ]
     where = good(write, words, "t: {task: Pets}\n")["t"].where
+    again = Where("t.yaml", 7, "t")
     assert path_collisions([("t", ["a"], where), ("u", ["a"], where)]) == ()
+    assert path_collisions([("t", ["a", "b"], where), ("t", ["b", "A"], again), ("T", ["a"], again)]) == ()  # given twice, and said so
+    assert len(path_collisions([("t", ["a", "A"], where)])) == 1
     assert len(path_collisions([("t", ["a-b"], where), ("t-a", ["b"], where)])) == 1
 
 

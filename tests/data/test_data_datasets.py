@@ -35,7 +35,7 @@ def test_a_users_own_dataset(tmp_path, monkeypatch):
     assert load_dataset("mylab_data:birds", "/x", seed=1)[1] == {"seed": 1}
     with pytest.raises(UserError, match="did you mean birds"):
         find_dataset("mylab_data:bird")
-    with pytest.raises(UserError, match="cannot import nowhere_at_all"):
+    with pytest.raises(UserError, match="nowhere_at_all:birds cannot be imported"):
         find_dataset("nowhere_at_all:birds")
 
 

@@ -111,6 +111,15 @@ def test_a_missing_file_is_named(tmp_path):
         read_rgb(str(tmp_path / "gone.jpg"))
 
 
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Image, "open", refuse)  # root may read everything
+    with pytest.raises(BadImage, match=r"a\.png: may not be read \(permission denied\)$"):
+        read_rgb(str(tmp_path / "a.png"))
+
+
 def test_boxes_are_rounded_and_clipped():
     image = Image.fromarray(COLOURS)
     np.testing.assert_array_equal(np.asarray(crop_box(image, (1.4, -3, 4.6, 2.2))), COLOURS[0:2, 1:5])

@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from virb.data.images import ArrayImages, Dataset, FileImages, RenderedImages, Samples
-from virb.data.sequences import LazySequence, PackedStrings
+from virb.data.sequences import FileSequence, LazySequence, PackedStrings
 from virb.errors import BadImage
 
 RANDOM = np.random.default_rng(5)
@@ -203,6 +204,20 @@ def test_targets_may_be_read_item_by_item():
     assert samples.targets["square"][np.int64(2)] == 4
     assert lazy[-1] == 4
     assert list(lazy) == [0, 1, 4]
+
+
+def test_files_read_item_by_item_are_known_by_paths_and_sizes(tmp_path):
+    def made(folder, paths=("a.txt", "b.txt"), **changes):
+        (tmp_path / folder).mkdir()
+        for path in ("a.txt", "b.txt"):
+            (tmp_path / folder / path).write_text(changes.get(path[0], path))
+        return FileSequence(tmp_path / folder, paths, lambda path: Path(path).read_text(), changes.get("record"))
+
+    first = made("one")
+    assert (list(first), first[-1], first[:1], len(first)) == (["a.txt", "b.txt"], "b.txt", ["a.txt"], 2)
+    assert made("elsewhere").identity() == first.identity()
+    others = [made("x", ("b.txt", "a.txt")), made("y", a="longer text"), made("z", record={"read": "v2"}), made("w", ("a.txt",))]
+    assert len({first.identity(), *(other.identity() for other in others)}) == 5
 
 
 def test_datasets_check_their_rows():

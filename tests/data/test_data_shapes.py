@@ -181,3 +181,22 @@ def test_colour_histograms_retrieve_the_scene():
 def test_unusable_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         load_dataset("shapes", **options)
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes-pairs", "shapes-video"])
+def test_rendered_targets_have_an_identity(name: str) -> None:
+    def identities(**options: int) -> dict[tuple[str, str], str]:
+        dataset = load_dataset(name, n_train=3, n_test=3, **{"size": 32, **options})
+        return {
+            (split, target): values.identity()
+            for split, samples in dataset.samples.items()
+            for target, values in samples.targets.items()
+            if hasattr(values, "identity")
+        }
+
+    first = identities()
+    assert len(first) >= 2
+    assert len(set(first.values())) == len(first)
+    assert identities() == first
+    for change in ({"seed": 1}, {"size": 40}):
+        assert not set(identities(**change).values()) & set(first.values())

@@ -255,7 +255,7 @@ def broken_files(folder: Path, state: dict[str, torch.Tensor]) -> dict[str, str]
         "lfs.pth": "git lfs pull",
         "lfs.safetensors": "git lfs pull",
         "empty.pth": "is empty",
-        "text.pth": "cannot be read as weights",
+        "text.pth": "text.pth is not a weights file (neither torch nor safetensors)",
         "folder.pth": "cannot be read",
         "archive.pth": "a zip archive of readme.txt, not a torch file",
         "tar.pth": "a tar archive",

@@ -103,7 +103,7 @@ def test_weights_fill_it_strictly(mylab: Path) -> None:
         ({"module": "mylab.models:Nett"}, "did you mean Net?"),
         ({"module": "mylab.modles:Net"}, "No module named 'mylab.modles'"),
         ({"module": "mylab.broken:Net"}, "a_package_that_is_not_there"),
-        ({"module": "mylab.models"}, "package.module:Class"),
+        ({"module": "mylab.models"}, "package.module:Name"),
         ({"module": "mylab.models:Net", "args": {"width": 0}}, "width must be positive"),
         ({"module": "mylab.models:Net", "args": {"depth": 3}}, "unexpected keyword argument 'depth'"),
         ({"module": "mylab.models:make", "args": {}}, "'width'"),

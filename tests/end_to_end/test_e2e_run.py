@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import jsonschema
@@ -14,7 +15,11 @@ from e2e_support import PIXELS, Answer, Bench, curves, files_below, save_images
 
 import virb
 from virb.data.images import FileImages
+from virb.errors import ViRBError
 from virb.metrics.base import find_metric
+from virb.plan.jobs import RunSettings
+from virb.probes.base import Context, Outcome
+from virb.probes.linear import GradientProbe
 from virb.results.samples import read_samples
 from virb.results.schema import json_schema, validate
 from virb.results.statistics import estimate
@@ -173,6 +178,12 @@ def test_what_a_run_says_of_itself(finished: Bench) -> None:
     assert job["protocol"]["values"]["num_epochs"]["origin"].endswith("tasks.yaml:1")
     assert job["task"]["roles"]["report"] == {"split": "test", "n_samples": 12, "n_units": 12, "images": "test"}
     assert job["provenance"]["seeds"] == [0]
+    assert job["task"]["data"] == {"root": str(finished.images)}
+    assert set(record["options"]) == {item.name for item in fields(RunSettings)} - {"command"}
+    assert record["options"]["devices"] == ["cpu"]
+    assert (record["options"]["no_cache"], record["options"]["num_workers"], record["options"]["seed"]) == (False, None, 0)
+    assert record["options"]["cache_dir"] == str(finished.folder / "cache")
+    assert record["plan"]["geometries"] == ["16px"]
     assert job["provenance"]["finished"] >= job["provenance"]["started"]
     assert {timing["stage"] for timing in job["timings"]} >= {"read features", "probe", "metrics"}
 
@@ -203,6 +214,89 @@ def test_a_changed_config_redoes_that_job_alone(bench: Bench) -> None:
     record = json.loads(max((bench.out / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime).read_text())
     assert record["skipped"] == ["pixels/colours"]
     assert record["plan"]["decoded_images"] == 0  # its features were cached
+
+
+def test_a_changed_config_that_fails_loses_nothing_of_the_finished_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write()
+    bench.run_well()
+    before = {path: path.read_bytes() for path in (bench.out / "pixels").rglob("*") if path.is_file()}
+    bench.write(tasks=bench.task("on_bad_image: skip"))
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientProbe, "from_features", _fail_after_a_curve)
+        answer = bench.run()
+    assert answer.code == 1
+    assert "(old)" in answer.text
+    assert "the newer attempt failed" in answer.text
+    assert {path: path.read_bytes() for path in before} == before  # results, head, samples and curves
+    failure = json.loads((bench.out / "pixels/colours/failed.json").read_text())
+    assert (failure["status"], failure["error"]["message"]) == ("failed", "no luck")
+    assert virb.load_results(bench.out)["newer_failed"].tolist() == ["no luck"]
+    again = bench.run_well()  # it is not done, so it runs again
+    assert "(old)" not in again.text
+    assert not (bench.out / "pixels/colours/failed.json").exists()
+    assert bench.job()["key"] == failure["key"]
+    assert virb.load_results(bench.out)["newer_failed"].isna().all()
+    assert len(list(bench.out.glob("pixels/colours-fast/events*"))) == 1  # the new curves, not both
+    assert set(before) & set(bench.out.glob("pixels/*/events*")) == set()
+
+
+def _fail_after_a_curve(self: GradientProbe, roles: object, settings: object, context: Context) -> Outcome:
+    context.scalars("fast", "loss/train", 1.0, 1)
+    raise ViRBError("no luck")
+
+
+def test_curves_of_a_running_job_lie_in_its_own_folder_below_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = GradientProbe.from_features, []
+
+    def look(self: GradientProbe, roles: object, settings: object, context: Context) -> Outcome:
+        outcome = real(self, roles, settings, context)  # type: ignore[arg-type]
+        seen.extend(path.parent.relative_to(bench.out).as_posix() for path in bench.out.rglob("events.out*"))
+        return outcome
+
+    monkeypatch.setattr(GradientProbe, "from_features", look)
+    bench.write()
+    bench.run_well()
+    assert sorted(seen) == [".jobs/pixels/colours/curves/fast", ".jobs/pixels/colours/curves/slow"]
+
+
+def test_the_defaults_of_a_file_are_in_the_text_of_its_jobs(bench: Bench) -> None:
+    task = bench.task()
+    bench.write(tasks=f"# mine\ndefaults:\n  seeds: [3]\n\nother: {{task: digits}}\n{task}")
+    bench.run_well("--tasks", "colours")
+    assert bench.job()["provenance"]["config_text"] == f"defaults:\n  seeds: [3]\n{task.rstrip()}"
+    bench.write(tasks=f"{task}defaults: {{seeds: [4]}}\n")
+    bench.run_well()
+    assert bench.job()["provenance"]["config_text"] == f"{task}defaults: {{seeds: [4]}}"
+
+
+def test_heads_that_a_finished_job_did_not_keep_are_mentioned(bench: Bench) -> None:
+    bench.write(tasks=bench.task() + bench.task("seeds: [1]").replace("colours:", "again:"))
+    bench.run_well("--tasks", "colours")
+    assert "heads of 1 finished job were not kept; --force trains them" in bench.run_well("--keep_heads", "all").text  # beside a job to do
+    assert bench.run_well("--keep_heads", "all").text.splitlines()[-1] == "heads of 1 finished job were not kept; --force trains them"
+    assert "heads of" not in bench.run_well().text
+    bench.run_well("--keep_heads", "none", "--force", "--tasks", "again")
+    assert "heads of 2 finished jobs were not kept" in bench.run_well("--keep_heads", "all").text
+    bench.run_well("--keep_heads", "all", "--force")
+    assert "heads of" not in bench.run_well("--keep_heads", "all").text
+
+
+@pytest.mark.parametrize("to_do", [True, False])
+def test_the_scratch_folder_of_a_killed_run_goes(bench: Bench, to_do: bool) -> None:
+    bench.write()
+    if not to_do:
+        bench.run_well()
+    (bench.out / ".scratch/ab/slices").mkdir(parents=True)
+    bench.run_well()
+    assert not (bench.out / ".scratch").exists()
+
+
+def test_columns_name_their_selection_and_the_footer_holds_for_all(bench: Bench) -> None:
+    bench.write(tasks=bench.task() + bench.task("selection: test-best").replace("colours:", "best:"))
+    lines = bench.run_well().text.splitlines()
+    assert "choices made on validation unless the column says otherwise; test-best: choices made on test" in lines[-1]
+    assert lines[-3].rstrip().endswith("top-1 % ↑, test-best")
+    assert lines[-3].count("test-") == 1
 
 
 def test_force_runs_again_and_finds_the_same(bench: Bench) -> None:

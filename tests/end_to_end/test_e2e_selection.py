@@ -136,6 +136,8 @@ def test_refit_trains_on_everything(bench: Bench) -> None:
     plain, refit = bench.job(label="blobs", out=plain_out), bench.job(label="blobs", out=refit_out)
     assert (refit["chosen"], rows(refit, "select_metrics", "epoch")) == (plain["chosen"], rows(plain, "select_metrics", "epoch"))
     assert head(refit_out, refit) != head(plain_out, plain)
+    assert [row["refit"] for row in refit["surface"]] == [row["config"] == refit["chosen"] for row in refit["surface"]]
+    assert not any(row["refit"] for row in plain["surface"])
     assert any("trained again on fit + select (90 samples)" in note for note in refit["notes"])
 
 

@@ -53,7 +53,7 @@ class Fake:
     """An encoder whose outputs are what ``function`` makes of a batch of images in [0, 1]; keeps the batch shapes it saw."""
 
     def __init__(self, name: str, function) -> None:
-        self.spec = SimpleNamespace(name=name)
+        self.spec = SimpleNamespace(name=name, expand=lambda request: (request,))
         self.function, self.seen = function, []
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -220,6 +220,22 @@ def test_what_a_wrong_encoder_does_is_said_and_stays_its_own(cache, function, wo
     assert list(report.failed) == [wanted[0].key]
     assert re.search(words, report.failed[wanted[0].key])
     assert read(cache, wanted[1], 6).shape == (6, 3)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ("tokens[3,5].mean", r"vit is several vectors; write tokens\[3\]\.mean\+tokens\[5\]\.mean, or a list of 2 requests$"),
+        ("tokens[-2:].mean", r"vit is several vectors; write tokens\[10\]\.mean\+tokens\[11\]\.mean, or a list of 2 requests$"),
+        ("tokens[3,5]", r"vit is several maps; ask for one of them \(or reduce each and join with \+\)$"),
+    ],
+)
+def test_several_tensors_where_one_is_needed(request_, words):
+    from virb.encoders.load import load_encoder
+
+    vit = load_encoder({"arch": "vit_tiny", "weights": "random", "args": {"patch_size": 8, "img_size": 32}}, name="vit")
+    with pytest.raises(ViRBError, match=words):
+        forward(vit, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [request_], CPU, FLOAT32, 1)
 
 
 def test_nothing_more_is_decoded_when_all_have_failed(cache):

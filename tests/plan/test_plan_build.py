@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import torch
 from plan_support import DIGITS, PIXELS, TINY_VIT, MakePlan
 
 from virb.data.images import ArrayImages, Dataset, Samples
+from virb.data.sequences import LazySequence
 from virb.data.transforms import Geometry
-from virb.errors import ConfigError
+from virb.errors import ConfigError, UserError
 from virb.features.cache import FeatureCache
+from virb.metrics import base as metrics
 from virb.plan import units as plan_units
 from virb.plan.build import build_plan
+from virb.plan.describe import check_report
 from virb.plan.jobs import InMemory, Job, Plan, RunSettings
 from virb.plan.samples import samples_id
 from virb.plan.units import parse_budget
@@ -111,9 +116,60 @@ def test_targets_and_units_are_in_the_id_of_samples() -> None:
         made(targets={"class": [np.zeros(2), np.zeros(3), np.zeros(1)]}),
         made(targets={"class": [{"x": 1}, {"x": 2}, {"x": 3}]}),
         made(targets={"class": [{"x": 1}, {"x": 2}, {"x": 4}]}),
+        made(targets={"class": [{"x": np.arange(5000)}] * 3}),
+        made(targets={"class": [{"x": np.arange(5000) - 9 * (np.arange(5000) == 2000)}] * 3}),  # NumPy's own text leaves out the middle
+        made(targets={"class": torch.tensor([0, 1, 1, 1])[:3].to(torch.int16)}),
+        made(targets={"class": ["a,b", "c", "d"]}),
+        made(targets={"class": ["a", "b,c", "d"]}),
+        made(targets={"class": LazySequence(str, 3, {"seed": 0})}),
+        made(targets={"class": LazySequence(str, 3, {"seed": 1})}),
+        made(ids=np.array(["a", "b", "\udcff"])),  # a file name that is not valid UTF-8
     ]
     assert len(set(variants)) == len(variants)
     assert made(targets={"class": [{"x": 1}, {"x": 2}, {"x": 3}]}) == variants[7]
+
+
+@pytest.mark.parametrize("targets", [LazySequence(str, 3), [object()] * 3, [{"x": object()}] * 3])
+def test_targets_that_do_not_say_what_they_are_are_refused(targets: Any) -> None:
+    images = ArrayImages("train", np.zeros((3, 4, 4), np.uint8), ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"the targets 'class' of 'train' do not say what they are \(a (LazySequence|object)\)"):
+        samples_id(Samples.one_per_image(images, {"class": targets}), "class")
+
+
+OWN = {
+    "lab_task.py": "from virb.tasks.base import Task\nT = Task(id='own', level='video', kind='semantic', dataset='lab_data:data', "
+    "metrics=('lab_metric:M',))\n",
+    "lab_data.py": "from lab_targets import edit\nfrom virb.data.datasets.digits import digits\n"
+    "def data(root=None):\n    return digits()\n",
+    "lab_targets.py": "edit = 0\n",
+    "lab_probe.py": "from virb.probes.linear import LinearProbe\nclass P(LinearProbe):\n    name = 'own-linear'\n",
+    "lab_metric.py": "from lab_score import score\nfrom virb.metrics.base import Metric\n"
+    "M = Metric('own', 'own', True, '%', score, score)\n",
+    "lab_score.py": "def score(*what):\n    return 0\n",
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_file_of_the_users_own_is_in_the_key(make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def forget() -> None:
+        for module in [module for module in sys.modules if module.startswith("lab_")]:
+            del sys.modules[module]
+        metrics._METRICS.pop("own", None)
+        importlib.invalidate_caches()
+
+    def found() -> str:
+        forget()
+        own = {"task": "lab_task:T", "probe": "lab_probe:P", "training_configs": {"c": {"optimizer": "sgd", "lr": 0.1}}}
+        return key(make_plan, task=own)
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for file, text in OWN.items():
+        (tmp_path / file).write_text(text)
+    before = found()
+    assert found() == before
+    (tmp_path / name).write_text(OWN[name] + "# edited\n")
+    assert found() != before
+    forget()
 
 
 # Geometry
@@ -220,6 +276,32 @@ def test_a_small_budget_keeps_the_small_entries(make_plan: MakePlan) -> None:
     assert sorted(entry.nbytes for entry in plan.context.entries.values() if entry.streamed) == sizes[3:]
     assert {unit.title: unit.kind for unit in plan.units if unit.kind != "pass"} == {"e x t": "stream", "e x u": "probe"}
     assert plan.bytes_new == sum(sizes[:3])
+
+
+def test_a_cache_that_fills_the_budget_is_named(make_plan: MakePlan, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache")
+    cache.write_slice("ab" * 32, 0, np.zeros((500, 1000), np.float32), {})
+    notes = make_plan(None, None, cache_dir=tmp_path / "cache", cache_budget="1MB").notes
+    assert len(notes) == 2
+    assert notes[1].startswith(f"1 MB of the budget are taken by what {tmp_path / 'cache'} holds already: delete that folder")
+    assert make_plan(None, None, cache_dir=tmp_path / "cache", cache_budget="1GB").notes == ()
+    assert len(make_plan(None, None, cache_dir=tmp_path / "empty", cache_budget="1kB").notes) == 1
+
+
+def test_passes_without_sharing_are_counted_by_image_list(make_plan: MakePlan) -> None:
+    """Samples held out of fit come from the images of fit: no pass of their own."""
+    plan = make_plan({"a": PIXELS, "b": TINY_VIT})
+    assert all(job.roles["select"].held_out for job in plan.jobs)
+    assert any(line.startswith("passes      2 over images instead of 4,") for line in check_report(plan, []))
+
+
+def test_workers_share_the_memory_for_encoders(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virb.features.limits.free_memory", lambda: 10**12)
+    monkeypatch.setattr("virb.plan.units.weight_bytes", lambda spec: 1e9)
+    encoders = {f"e{i}": {"arch": "pixels", "args": {"side": i + 1}} for i in range(4)}
+    assert make_plan(encoders).n_passes == 2  # train and test, all four together
+    assert make_plan(encoders, devices=("cpu",) * 2).n_passes == 4
+    assert make_plan(encoders, devices=("cpu",) * 3).rows_to_decode == 4 * 1797
 
 
 def test_one_task_that_keeps_is_enough_to_keep(make_plan: MakePlan) -> None:
@@ -410,13 +492,11 @@ def _odd_dataset(root: Path | None = None, **options: Any) -> Dataset:
         ({"roles": {"fit": "train", "report": "blind"}}, r"split blind of odd has no target 'class' \(it has: none\)"),
         ({"target": "mask"}, r"no target 'mask' \(it has: class\)"),
         ({"options": {"fail": True}}, "failed: ValueError: bad day"),
-        ({"dataset": "test_plan_build:nothing"}, "has no function 'nothing'"),
+        ({"dataset": "test_plan_build:nothing"}, "has no 'nothing' .asked for by the dataset"),
         ({"dataset": "dijits"}, "no dataset 'dijits'; did you mean digits"),
     ],
 )
 def test_data_that_is_not_there(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "test_plan_build", sys.modules[__name__])
     plain = {"dataset": "test_plan_build:_odd_dataset", "roles": {"fit": "train", "report": "train"}, "geometry": None}
     monkeypatch.setitem(base._TASKS, "odd", replace(base.all_tasks()["digits"], id="odd", **{**plain, **changes}))
@@ -432,7 +512,8 @@ def test_roots_lie_below_the_data_root(make_plan: MakePlan, tmp_path: Path) -> N
         for name, value in (("cat", 10), ("dog", 200)):
             folder = tmp_path / "mine" / "animals" / split / name
             folder.mkdir(parents=True)
-            Image.new("RGB", (8, 8), (value,) * 3).save(folder / "0.png")
+            for number in range(2):
+                Image.new("RGB", (8, 8), (value,) * 3).save(folder / f"{number}.png")
     task = {"task": "folder", "data": {"root": "animals"}}
     plan = make_plan(None, {"t": task}, data_root=Path("mine"))
     assert only_job(plan).classes == ("cat", "dog")

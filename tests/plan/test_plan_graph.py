@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 
 import pytest
 
@@ -102,6 +103,71 @@ def test_a_failure_while_others_run():
     assert not graph.finished
     assert graph.finish(slow, UnitReport()) == []
     assert graph.finished
+
+
+class Looked(Unit):
+    """Counts how often somebody asks what a unit needs or gives."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str):
+        if name in ("inputs", "outputs"):
+            Looked.looks += 1
+            assert Looked.looks < 40 * MANY, "the work grows with the square of the units"
+        return super().__getattribute__(name)
+
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_work_grows_with_the_units_and_not_with_their_square(fails):
+    Looked.looks = 0
+    slices = [Looked("pass", f"pass {i}", "", (), (f"entry {i % 1000}",), 1.0) for i in range(MANY // 2)]
+    jobs = [Looked("probe", f"job {i}", "", (f"entry {i % 1000}", "cached"), (), 1.0) for i in range(MANY // 2)]
+    graph = Graph([*jobs, *slices])
+    order = []
+    while (ready := graph.next_ready()) is not None:
+        graph.start(ready)
+        order.append(ready.key)
+        graph.finish(ready, UnitReport(failed={"entry 7": "NaN"} if fails and ready.key == "pass 7" else {}))
+        graph.cost_left({})
+    assert graph.finished
+    assert graph.cost_left({}) == 0
+    assert len(graph.failed) == (10 if fails else 0)
+    assert len(order) == MANY - len(graph.failed)
+    # The last slice of an entry sets its jobs free: they go before the next slice, in the order given.
+    first = order.index("job 0")
+    assert order[first - 1] == "pass 9000"
+    assert order[first : first + 11] == [*(f"job {i}" for i in range(0, MANY // 2, 1000)), "pass 9001"]
+
+
+def test_the_order_is_that_of_looking_at_every_unit():
+    """Random graphs, several units at work at once, some of which fail: against the plain rule over all that wait."""
+    for seed in range(30):
+        rng = random.Random(seed)
+        names = [f"out {i}" for i in range(8)]
+        units = []
+        for i in range(24):
+            inputs = tuple(rng.sample(names[: i // 4], min(i // 4, rng.randint(0, 3))))
+            units.append(unit(str(i), inputs, tuple(rng.sample(names[i // 4 :], rng.randint(0, 2)))))
+        rng.shuffle(units)
+        graph = Graph(units)
+        gone: set[str] = set()  # done or failed
+        while not graph.finished:
+            missing = {name for u in units if u.key not in gone for name in u.outputs}
+            ready = [graph.units[key] for key in graph.waiting if not missing & set(graph.units[key].inputs)]
+            expected = max(ready, key=lambda u: len(u.inputs) > 0) if ready else None
+            assert graph.next_ready() is expected
+            if expected is not None and (rng.random() < 0.6 or not graph.running):
+                graph.start(expected)
+                continue
+            key = rng.choice(list(graph.running))
+            gone.add(key)
+            if rng.random() < 0.1:
+                graph.fail(graph.units[key], "why")
+            else:
+                graph.finish(graph.units[key], UnitReport())
 
 
 def test_cost_left():

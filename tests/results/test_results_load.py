@@ -9,6 +9,7 @@ import pytest
 
 from virb.errors import UserError
 from virb.results.load import COLUMNS, load_jobs, load_results
+from virb.results.schema import ProtocolValue
 from virb.results.store import write_failure
 
 
@@ -66,7 +67,8 @@ def test_seeds_are_averaged_and_an_unknown_seed_is_not_glossed_over(tmp_path, ma
     table = load_results(tmp_path, all_configs=True).set_index("config")
     assert table.loc["adamw-lr0.001", "select_loss"] == 1.5
     assert pd.isna(table.loc["adamw-lr0.001", "epoch"])
-    assert table.loc["adamw-lr0.001", "seeds"] == [0, 1]
+    assert table.loc["adamw-lr0.001", "seeds"] == "0 1"
+    assert len(table.groupby("seeds")) == 1
     assert np.isnan(table.loc["sgd-lr0.1", "select_loss"])
 
 
@@ -85,6 +87,46 @@ def test_a_changed_protocol_is_not_shown_as_that_protocol(tmp_path, make):
     made.job.protocol.changed = {"lr": 0.3}
     made.write(tmp_path)
     assert load_results(tmp_path)["protocol"].tolist() == ["default, changed: {lr: 0.3}"]
+
+
+def test_what_a_sweep_varies_has_columns(tmp_path, make):
+    sizes = {"a": [224, 224], "b": [192, 256], "c": None}
+    for (label, size), views, features in zip(sizes.items(), (1, 4, "fresh"), ("embedding", "cls[-4]", "tokens[-1].mean"), strict=True):
+        made = make(label=label)
+        made.job.task.features = [features]
+        made.job.provenance.precision = "bfloat16"
+        made.job.protocol.values["geometry"] = ProtocolValue(value={"size": size}, origin="")
+        made.job.protocol.values["views"] = ProtocolValue(value=views, origin="")
+        made.write(tmp_path)
+    make(label="d").write(tmp_path)
+    table = load_results(tmp_path)
+    found = table[["features", "geometry", "views", "precision"]].to_numpy().tolist()
+    assert found[:3] == [
+        ["embedding", "224px", "1", "bfloat16"],
+        ["cls[-4]", "192x256px", "4", "bfloat16"],
+        ["tokens[-1].mean", "native size", "fresh", "bfloat16"],
+    ]
+    assert table.loc[3, ["geometry", "views"]].isna().all()  # the card does not say
+
+
+def test_a_refitted_head_is_marked(tmp_path, make):
+    made = make()
+    for row in made.job.surface:
+        row.refit = row.config == made.job.chosen
+    made.write(tmp_path)
+    table = load_results(tmp_path, all_configs=True)
+    assert table["refit"].tolist() == table["chosen"].tolist()
+
+
+def test_the_finished_job_stands_when_a_newer_attempt_failed(store, failure):
+    before = load_results(store)
+    assert before["newer_failed"].isna().all()
+    write_failure(store, failure(key="new"))
+    after = load_results(store)
+    assert after.drop(columns="newer_failed").equals(before.drop(columns="newer_failed"))
+    row = after[after["newer_failed"].notna()]
+    assert row[["encoder", "label", "newer_failed"]].to_numpy().tolist() == [["pixels", "digits", "depth/0412.tiff is truncated"]]
+    assert [(job.key, job.status) for job in load_jobs(store, None)][:2] == [("new", "failed"), ("k1", "done")]
 
 
 def test_items(tmp_path, make):

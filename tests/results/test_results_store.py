@@ -15,6 +15,8 @@ from virb.results.store import (
     conflicts,
     finished,
     job_files,
+    missing_heads,
+    read_failure,
     read_job,
     read_job_samples,
     remove_events,
@@ -127,7 +129,7 @@ def test_finished_asks_for_this_very_job(tmp_path, make, failure):
     assert not finished(tmp_path, "pixels", "other", "k1")
     path.write_text(path.read_text()[:-200])
     assert not finished(tmp_path, "pixels", "digits", "k1")
-    write_failure(tmp_path, failure())
+    assert write_failure(tmp_path, failure())
     assert not finished(tmp_path, "pixels", "digits", "k1")
 
 
@@ -160,14 +162,42 @@ def test_job_json_is_there_only_when_everything_is(tmp_path, make, monkeypatch, 
     assert files(tmp_path) == EXPECTED
 
 
-def test_failure_replaces_an_outdated_job_and_keeps_nothing_else(tmp_path, make, failure):
+def test_failure_lies_beside_an_outdated_job_until_a_success(tmp_path, make, failure):
     make(key="old").write(tmp_path)
+    (tmp_path / "pixels/digits-sgd-lr0.1/events.out.tfevents.1").touch()
+    before = contents(tmp_path)
     assert write_failure(tmp_path, failure(key="new"))
-    assert files(tmp_path) == {"pixels/digits/job.json"}
-    job = read_job(tmp_path, "pixels", "digits")
-    assert (job.status, job.error.message) == ("failed", "depth/0412.tiff is truncated")
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) == set(before) | {"pixels/digits/failed.json"}
+    assert finished(tmp_path, "pixels", "digits", "old")
+    assert not finished(tmp_path, "pixels", "digits", "new")
+    job = read_failure(tmp_path, "pixels", "digits")
+    assert (job.status, job.key, job.error.message) == ("failed", "new", "depth/0412.tiff is truncated")
     make(key="new").write(tmp_path)
     assert files(tmp_path) == EXPECTED
+    assert read_failure(tmp_path, "pixels", "digits") is None
+
+
+def test_curves_move_in_with_the_results_and_take_the_place_of_old_ones(tmp_path, make):
+    out, curves = tmp_path / "out", tmp_path / "curves"
+    make().write(out)
+    for place in ("digits", "digits-sgd-lr0.1", "digits-adamw-lr0.001"):
+        (out / "pixels" / place / "events.out.tfevents.old").touch()
+    (curves / "sgd-lr0.1").mkdir(parents=True)
+    (curves / "sgd-lr0.1" / "events.out.tfevents.new").write_text("a curve")
+    (curves / "events.out.tfevents.all").write_text("curves")
+    make().write(out, curves=curves)
+    moved = {"pixels/digits-sgd-lr0.1/events.out.tfevents.new", "pixels/digits/events.out.tfevents.all"}
+    assert files(out) == EXPECTED | moved
+    assert files(curves) == set()
+
+
+def test_heads_that_were_not_kept(tmp_path, make):
+    made = make()
+    for keep, missing in (("all", []), ("chosen", ["adamw-lr0.001"]), ("none", ["adamw-lr0.001", "sgd-lr0.1"])):
+        made.write(tmp_path, keep_heads=keep)
+        assert missing_heads(tmp_path, read_job(tmp_path, "pixels", "digits")) == missing  # what diverged has none
 
 
 def test_failure_of_a_forced_rerun_does_not_lose_the_finished_job(tmp_path, make, failure):
@@ -230,6 +260,14 @@ def test_remove_job_and_events(tmp_path, make):
     remove_job(tmp_path, "pixels", "digits")
     assert files(tmp_path) == set()
     assert list((tmp_path / "pixels").iterdir()) == []
+
+
+def test_a_label_of_which_nothing_but_a_failure_is_there_keeps_its_folder(tmp_path, make, failure):
+    write_failure(tmp_path, failure(label="x-y"))
+    with pytest.raises(ViRBError, match="holds the job of label x-y"):
+        make(label="x", configs={"y": {}}, chosen="y").write(tmp_path)
+    remove_job(tmp_path, "pixels", "x-y")
+    assert files(tmp_path) == set()
 
 
 def test_a_read_only_store_is_a_message(tmp_path, make, monkeypatch):

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from virb.results.load import load_results
-from virb.results.tables import format_value, leaderboard, text_table, write_csv
+from virb.results.store import write_failure
+from virb.results.tables import footnotes, format_value, leaderboard, text_table, write_csv
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,27 @@ def test_a_metric_that_is_better_when_lower_says_so(store):
     results = load_results(store)
     results["metric"], results["unit"], results["higher_is_better"] = "rmse_of_tomorrow", "m", False
     assert leaderboard(results).columns[0] == ("digits", "rmse_of_tomorrow m ↓")
+
+
+def test_columns_whose_choices_were_made_on_test_say_so(store):
+    results = load_results(store)
+    assert footnotes(results) == "choices made on validation"
+    results.loc[results["label"] == "digits", "selection"] = "test-best"
+    assert [head[1] for head in leaderboard(results).columns] == ["top-1 % ↑, test-best", "top-1 % ↑"]
+    assert footnotes(results) == "choices made on validation unless the column says otherwise; test-best: choices made on test"
+    results["selection"] = "test-last"
+    assert footnotes(results) == "last epoch, choices made on test"
+    results.loc[results["encoder"] == "pixels", "selection"] = "test-best"
+    assert leaderboard(results).columns[0][1] == "top-1 % ↑, test-best | top-1 % ↑, test-last"
+    assert footnotes(results) == "test-last: last epoch, choices made on test; test-best: choices made on test"
+
+
+def test_a_number_whose_newer_attempt_failed_is_marked(store, failure):
+    write_failure(store, failure(key="new"))
+    results = load_results(store)
+    table = leaderboard(results)
+    assert [text.endswith(" (old)") for text in table.to_numpy().ravel()] == [True, False, False, False]
+    assert footnotes(results) == "choices made on validation; (old): of earlier settings, the newer attempt failed"
 
 
 def test_two_metrics_are_never_mixed_in_one_column(store):

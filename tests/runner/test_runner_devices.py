@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from virb.errors import UserError
+from virb.io import available_cores
 from virb.runner import devices
-from virb.runner.devices import available_cores, parse_devices, resolve_precision, set_up
+from virb.runner.devices import parse_devices, resolve_precision, set_up
 
 
 @pytest.fixture

@@ -82,6 +82,10 @@ def test_a_probe_that_needs_training_configs_says_so(module: str) -> None:
     config = task_config_from_mapping("a", {"task": "digits", "probe": f"{module}:Needy"}, WORDS)
     with pytest.raises(UserError, match=f"{module}:Needy needs training_configs or grid: strength: missing key"):
         resolve_task(config)
+    given = {"task": "digits", "probe": f"{module}:Needy", "training_configs": {"x": {"strength": 2}}}
+    (task,) = resolve_task(task_config_from_mapping("a", given, WORDS))
+    assert task.configs["x"].model_dump() == {"strength": 2}
+    assert task.modules == (f"{module}:Needy",)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from argparse import Namespace
@@ -15,6 +16,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when every job succeeded, 1 when one failed, 2 for mistakes in the input, 130 after Ctrl-C."""
+    _let_any_text_through()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "run")
@@ -42,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"virb: a mistake of ViRB itself: {describe(error).splitlines()[0]}; --debug shows more", file=sys.stderr)
         return 1
+
+
+def _let_any_text_through() -> None:
+    """Where the terminal has no UTF-8, or a file name is not valid in it, a question mark stands in; the run goes on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _convert(options: Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from virb.cli.console import columns, note, say
-from virb.errors import ConfigError, Problem, UserError, ViRBError
+from virb.errors import ConfigError, Problem, UserError, ViRBError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -71,8 +71,9 @@ def _encoders() -> Iterator[str]:
     yield from columns(
         [
             ("timm: NAME", "any model of timm"),
+            ("hf: NAME, open_clip: NAME, hub: NAME", "models of transformers, open_clip and torch.hub"),
             ("module: package.module:Class", "your own network"),
-            ("weights: FILE", "a checkpoint whose architecture shows in its shapes"),
+            ("weights: FILE or ADDRESS", "a checkpoint whose architecture shows in its tensors"),
         ],
         indent="",
     )
@@ -133,7 +134,6 @@ def show(options: argparse.Namespace) -> int:
 def _find(options: argparse.Namespace) -> tuple[TaskConfig, bool]:
     """The task asked for, by label in the files given or by id, and whether it is built."""
     from virb.config import load_task_configs, task_config_from_mapping
-    from virb.config.check import did_you_mean
     from virb.encoders.load import encoder_names
     from virb.tasks.base import find_task
     from virb.tasks.vocabulary import TaskVocabulary
@@ -152,7 +152,8 @@ def _find(options: argparse.Namespace) -> tuple[TaskConfig, bool]:
         if not words.has_task(options.task):
             hint = did_you_mean(options.task, words.task_ids()) or "; virb list tasks shows them all"
             raise UserError(f"no task {options.task!r}{hint}")
-        config = task_config_from_mapping(options.task.rpartition(":")[2], {"task": options.task}, words, protocol=options.protocol)
+        label, keys = options.task.rpartition(":")[2], {"task": options.task}
+        config = task_config_from_mapping(label, keys, words, protocol=options.protocol, place="command line")
     return config, find_task(config.task).available
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 import virb
+from virb.errors import did_you_mean
 
 COMMANDS = ("run", "check", "list", "show", "convert", "data")
 DATA_ACTIONS = ("list", "prepare", "verify", "download")
@@ -58,8 +58,7 @@ class _Parser(argparse.ArgumentParser):
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = flags(options.parser)
-            near = get_close_matches(unknown[0].partition("=")[0], known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; {options.parser.prog} --help shows what there is"
+            hint = did_you_mean(unknown[0].partition("=")[0], known) or f"; {options.parser.prog} --help shows what there is"
             raise UsageError(f"{options.parser.prog}: unknown option {unknown[0]}{hint}")
         return options
 
@@ -69,10 +68,9 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
-            near = get_close_matches(str(value), choices, n=1)
             what = {"command": "command", "what": "list", "action": "data command"}.get(action.dest, "/".join(action.option_strings))
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(choices)}"
-            raise UsageError(f"{self.prog}: no {what} {value!r}; {hint}")
+            hint = did_you_mean(str(value), choices) or f"; there are {', '.join(choices)}"
+            raise UsageError(f"{self.prog}: no {what} {value!r}{hint}")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -151,6 +149,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
+    # Values stay text: virb/runner/settings.py checks them, and tells what is wrong together with the mistakes of the files.
     what = parser.add_argument_group("what to run")
     what.add_argument("--experiment_list", **_YAML, help="encoders: one or more files or folders")
     what.add_argument("--task_configs", "--virb_configs", **_YAML, help="tasks: one or more files or folders")
@@ -162,15 +161,15 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
     how = parser.add_argument_group("what decides the numbers")
     how.add_argument("--protocol", metavar="NAME", help="a named bundle of settings for all tasks: default, virb2021")
-    how.add_argument("--input_size", type=int, metavar="PIXELS", help="for all encoders and tasks, before anything else that says a size")
+    how.add_argument("--input_size", metavar="PIXELS", help="for all encoders and tasks, before anything else that says a size")
     how.add_argument("--precision", metavar="TYPE", default="auto", help="auto (fp32 on CPUs, bf16 on GPUs), fp32, bf16 or fp16")
-    how.add_argument("--seed", type=int, metavar="N", default=0, help="of heads, order, augmentation and random encoders (default: 0)")
+    how.add_argument("--seed", metavar="N", default=0, help="of heads, order, augmentation and random encoders (default: 0)")
 
     where = parser.add_argument_group("where and how")
     where.add_argument("--out", type=Path, metavar="FOLDER", default=Path("out"), help="results; every run adds to them (default: out)")
     where.add_argument("--data_root", type=Path, metavar="FOLDER", help="where datasets lie (default: data)")
     where.add_argument("--devices", metavar="LIST", default="auto", help="auto, cpu, cpu:4, cuda:0,cuda:2 (default: auto)")
-    where.add_argument("--num_workers", type=int, metavar="N", help="threads per device that decode images ahead")
+    where.add_argument("--num_workers", metavar="N", help="threads per device that decode images ahead")
     where.add_argument(
         "--cache_dir", type=Path, metavar="FOLDER", help="features (default: .virb_cache in the data root if there is one, else in --out)"
     )
@@ -178,6 +177,6 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--cache_budget", metavar="SIZE", default="80%", help="how much of the disk features may take: 80%% of what is free, 200GB, or 0"
     )
     where.add_argument("--no_cache", action="store_true", help="keep features in a scratch folder that goes with the run")
-    where.add_argument("--keep_heads", choices=("chosen", "all", "none"), default="chosen", help="which heads to save (default: chosen)")
+    where.add_argument("--keep_heads", metavar="WHICH", default="chosen", help="heads to save: chosen, all or none (default: chosen)")
     where.add_argument("--force", action="store_true", help="run finished jobs again")
     where.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from virb.encoders.verify import Failed, Verified
     from virb.plan.jobs import Draft, Plan
 
-CHOICES = {"val": "choices made on validation", "test-last": "last epoch, choices made on test", "test-best": "choices made on test"}
-
 
 def run(options: argparse.Namespace) -> int:
     if options.dry_run:
@@ -30,19 +28,21 @@ def run(options: argparse.Namespace) -> int:
 
     from virb.plan.describe import header
     from virb.plan.units import assemble
-    from virb.runner.run import claim, execute, nothing_to_do
+    from virb.runner.run import claim_if_writable, execute, heads_not_kept, nothing_to_do
 
     console = stdout()
     draft, texts = _draft(options, console)
-    with claim(draft.settings.out) as lease:
+    with claim_if_writable(draft.settings.out) as lease:
         plan = assemble(draft)  # under the lease, so that what is done already is known for certain
         if not plan.to_do:
             nothing_to_do(plan)
             where = f"({draft.settings.out}, {_age(draft.settings.out, plan)}) · --force runs"
             several = len(plan.jobs) > 1
             say(f"all {len(plan.jobs):,} jobs are done {where} them again" if several else f"the job is done {where} it again", console)
+            for line in _about_heads(heads_not_kept(plan)):
+                say(line, console)
             return 0
-        for line in header(plan):
+        for line in [*header(plan), *_about_heads(heads_not_kept(plan))]:
             say(line, console)
         say(console=console)
         summary = execute(plan, console, texts, lease)
@@ -50,6 +50,10 @@ def run(options: argparse.Namespace) -> int:
     for line in failure_lines(summary.failed, len(summary.done), len(plan.jobs)):
         say(line, console)
     return summary.exit_code
+
+
+def _about_heads(n_jobs: int) -> list[str]:
+    return [f"heads of {n_jobs:,} finished job{'s' * (n_jobs > 1)} were not kept; --force trains them"] if n_jobs else []
 
 
 def check(options: argparse.Namespace) -> int:
@@ -177,7 +181,7 @@ def _age(out: Path, plan: Plan) -> str:
 
 def _print_results(console: Any, plan: Plan) -> None:
     from virb.results.load import load_results
-    from virb.results.tables import text_table
+    from virb.results.tables import footnotes, text_table
 
     encoders = list(dict.fromkeys(job.encoder for job in plan.jobs))
     labels = list(dict.fromkeys(job.label for job in plan.jobs))
@@ -188,8 +192,7 @@ def _print_results(console: Any, plan: Plan) -> None:
     say(console=console)
     for line in text_table(table, encoders, labels):
         say(line, console)
-    choices = sorted({CHOICES[job.task.selection] for job in plan.jobs})
-    say(f"95 % intervals · {', '.join(choices)} · results: {plan.settings.out / 'results.csv'}", console)
+    say(f"95 % intervals · {footnotes(table)} · results: {plan.settings.out / 'results.csv'}", console)
 
 
 def failure_lines(failed: Mapping[str, str], done: int, total: int) -> list[str]:
@@ -199,4 +202,4 @@ def failure_lines(failed: Mapping[str, str], done: int, total: int) -> list[str]
     width = max(len(name) for name in failed)
     lines = ["", f"{len(failed)} of {total} jobs failed, {done} done:"]
     lines += [f"  {name.replace('/', ' x ', 1):<{width + 2}}  {(reason.splitlines() or ['?'])[0]}" for name, reason in failed.items()]
-    return [*lines, "what failed runs again with the same command; reasons in full: job.json of each"]
+    return [*lines, "what failed runs again with the same command; reasons in full: failed.json of each"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any, Protocol, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from virb.config.tree import KeyPath, Report, Where
+from virb.errors import did_you_mean
 
 
 class Strict(BaseModel):
@@ -53,19 +53,6 @@ def check(model: type[Model], data: Any, locate: Locate, report: Report) -> Mode
             report.add(locate(path, missing=missing), message)
         return None
     return record if len(report) == before else None
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The valid word that ``word`` is probably meant to be."""
-    by_folded = {valid.casefold(): valid for valid in sorted(words)}
-    found = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
-    return by_folded[found[0]] if found else None
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """``"; did you mean X?"``, or nothing when no valid word is near."""
-    found = nearest(word, words)
-    return f"; did you mean {found}?" if found else ""
 
 
 def unknown_key(key: str, words: Iterable[str]) -> str:

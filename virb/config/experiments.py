@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from virb.config.check import Locate, check, describe, did_you_mean, nearest
+from virb.config.check import Locate, check, describe
 from virb.config.files import COMMAND_LINE, Loaded, near_file, read_trees
 from virb.config.names import UniqueNames, check_encoder_name
 from virb.config.records import NETWORKS, WEIGHT_WORDS, EncoderConfig, EncoderKeys, is_url
 from virb.config.tree import KeyPath, Report, Tree, Where, from_python
 from virb.config.vocabulary import Vocabulary
-from virb.errors import ConfigError
+from virb.errors import ConfigError, did_you_mean, nearest
 
 _OWN_WEIGHTS = tuple(key for key in NETWORKS if key not in ("arch", "module"))  # networks that bring their weights
 _PREFIXES = tuple(f"{key}:" for key in _OWN_WEIGHTS)  # timm:NAME, hub:..., in place of a path

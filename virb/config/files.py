@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from virb.config.check import did_you_mean, nearest
 from virb.config.records import EncoderConfig, TaskConfig
 from virb.config.tree import Report, Tree, Where, parse
-from virb.errors import ConfigError, Problem
+from virb.errors import ConfigError, Problem, did_you_mean, nearest
 
 T = TypeVar("T")
 Item = TypeVar("Item", EncoderConfig, TaskConfig)

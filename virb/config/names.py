@@ -59,7 +59,8 @@ def path_collisions(tasks: Iterable[tuple[str, Sequence[str], Where]]) -> tuple[
         for config in (None, *configs):
             folder = label if config is None else f"{label}-{config}"
             owner = owners.setdefault(folder.casefold(), (label, config, where))
-            if owner == (label, config, where) or (config is None and owner[1] is None):  # itself, or two labels: reported as such
+            twice = owner[0].casefold() == label.casefold() and (owner[0], owner[2]) != (label, where)  # UniqueNames reports that
+            if twice or owner == (label, config, where):
                 continue
             report.add(where, f"{_called(label, config)} and {_called(*owner[:2])} ({owner[2]}) would share the folder {folder}")
     return tuple(report)

@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from virb.config import grid
-from virb.config.check import Locate, check, describe, did_you_mean, nearest
+from virb.config.check import Locate, check, describe
 from virb.config.files import Loaded, read_trees
 from virb.config.names import UniqueNames, check_name, path_collisions
 from virb.config.records import TaskConfig, TaskKeys
 from virb.config.tree import KeyPath, Report, Tree, Where, from_python
 from virb.config.vocabulary import Vocabulary
-from virb.errors import ConfigError, UserError
+from virb.errors import ConfigError, UserError, did_you_mean, nearest
 
 DEFAULTS = "defaults"
 # Keys that say one thing in two ways: a task that gives either wants nothing of the pair from the file's defaults.
@@ -40,10 +40,12 @@ def load_task_configs(
     return Loaded(tuple(tasks), tuple(dict.fromkeys((*problems, *collisions))), tuple(warnings), texts)
 
 
-def task_config_from_mapping(label: str, mapping: Mapping[str, Any], vocabulary: Vocabulary, *, protocol: str | None = None) -> TaskConfig:
-    """A task given in Python with the keys of a task config; ConfigError names all mistakes."""
+def task_config_from_mapping(
+    label: str, mapping: Mapping[str, Any], vocabulary: Vocabulary, *, protocol: str | None = None, place: str = "<python>"
+) -> TaskConfig:
+    """A task given in Python (or at another ``place``) with the keys of a task config; ConfigError names all mistakes."""
     report = Report()
-    tree = from_python(mapping, (label,), "<python>", report)
+    tree = from_python(mapping, (label,), place, report)
     task = None
     if isinstance(tree.data[label], Mapping):
         task = _task(label, tree, {key: (label, key) for key in tree.data[label]}, vocabulary, protocol, report)

@@ -45,6 +45,8 @@ def read_rgb(path: str) -> Image.Image:
         raise BadImage(f"{path}: is not an image that can be read") from None
     except (FileNotFoundError, NotADirectoryError):
         raise BadImage(f"{path}: does not exist") from None
+    except PermissionError:
+        raise BadImage(f"{path}: may not be read (permission denied)") from None
     except _DECODE_ERRORS as error:
         raise BadImage(f"{path}: cannot be decoded ({error or type(error).__name__})") from error
 

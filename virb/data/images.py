@@ -7,7 +7,6 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,11 +16,8 @@ import numpy as np
 from PIL import Image
 
 from virb.data.decode import crop_box, read_rgb
-from virb.data.sequences import LazySequence, PackedStrings, wrapped_index
+from virb.data.sequences import LazySequence, PackedStrings, file_sizes, wrapped_index
 from virb.errors import BadImage
-
-_STAT_THREADS = 16  # asking for sizes waits for the file system (NFS above all), not for this process
-_STAT_CHUNK = 256
 
 
 class ImageList(ABC):
@@ -88,7 +84,7 @@ class FileImages(ImageList):
         return {"kind": "files", "boxes": self.boxes is not None}
 
     def _contents(self) -> Iterable[bytes]:
-        for i, (path, size) in enumerate(zip(self.paths, _file_sizes(self.root, self.paths), strict=True)):
+        for i, (path, size) in enumerate(zip(self.paths, file_sizes(self.root, self.paths), strict=True)):
             yield b"%s\0%d\0" % (path.encode("utf-8", "surrogateescape"), size)
             if self.boxes is not None:
                 yield _little_endian(self.boxes[i])
@@ -146,7 +142,7 @@ class FrameImages(ImageList):
         return {"kind": "frames", "decoder": "pyav"}
 
     def _contents(self) -> Iterable[bytes]:
-        sizes = list(_file_sizes(self.root, self.videos))
+        sizes = list(file_sizes(self.root, self.videos))
         for video, frame in zip(self.video_of_row, self.frame_of_row, strict=True):
             yield b"%s\0%d\0%d\0" % (self.videos[video].encode("utf-8", "surrogateescape"), sizes[video], frame)
 
@@ -282,23 +278,6 @@ def _boxed(image: Image.Image, boxes: np.ndarray | None, i: int, source: str) ->
         return crop_box(image, boxes[i])
     except ValueError as error:
         raise BadImage(f"{source}: {error}") from None
-
-
-def _file_sizes(root: str, paths: Sequence[str]) -> Iterable[int]:
-    """Bytes of each file, -1 where there is none: reading it will say so, and a list with a missing file still has an identity."""
-
-    def size(path: str) -> int:
-        try:
-            return os.stat(os.path.join(root, path)).st_size
-        except OSError:
-            return -1
-
-    def sizes(start: int) -> list[int]:
-        return [size(path) for path in paths[start : start + _STAT_CHUNK]]
-
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        for part in pool.map(sizes, range(0, len(paths), _STAT_CHUNK)):
-            yield from part
 
 
 def _checked_boxes(boxes: np.ndarray | None, n: int) -> np.ndarray | None:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virb.encoders.identity import encoder_id
-from virb.encoders.requests import Output, Request, Single, Term, Value, reduce, suggest
-from virb.errors import UserError, ViRBError
+from virb.encoders.requests import Output, Request, Single, Term, Value, reduce
+from virb.errors import UserError, ViRBError, did_you_mean
 
 __all__ = ["Encoder", "EncoderSpec", "InputSpec", "Output", "Request", "Single", "Stage", "Term", "check_outputs", "reduce"]
 
@@ -46,7 +46,7 @@ class InputSpec:
         valid = tuple(self.__dataclass_fields__)
         for key in changes:
             if key not in valid:
-                raise ValueError(f"input has no key {key!r}{suggest(str(key), valid)} (keys: {', '.join(valid)})")
+                raise ValueError(f"input has no key {key!r}{did_you_mean(str(key), valid)} (keys: {', '.join(valid)})")
         return replace(self, **{key: _input_value(key, value) for key, value in changes.items()})
 
 
@@ -137,7 +137,7 @@ class EncoderSpec:
 
     def _singles(self, output: Output) -> tuple[Single, ...]:
         if output.name not in self.outputs:
-            raise ValueError(f"no output {output.name!r}{suggest(output.name, self.outputs)} (it has {', '.join(self.outputs)})")
+            raise ValueError(f"no output {output.name!r}{did_you_mean(output.name, self.outputs)} (it has {', '.join(self.outputs)})")
         if output.name == "pyramid":
             return tuple(self._stage(i, output.norm) for i in output.indices(len(self.stages)))
         if output.blocks is None:

@@ -110,6 +110,8 @@ def _read_torch(path: Path, head: bytes) -> Any:
     except Damaged as error:
         if head[257:262] == b"ustar":
             raise UserError(f"{path} is a tar archive, not weights; unpack it, or save its state dict with a current torch") from error
+        if not head.startswith((b"PK", b"\x80")):
+            raise UserError(f"{path} is not a weights file (neither torch nor safetensors)") from error
         raise UserError(f"{path} cannot be read as weights: it {error}; is it truncated, or another kind of file?") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error

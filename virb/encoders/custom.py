@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +10,9 @@ from torch import Tensor, nn
 
 from virb.encoders import identity
 from virb.encoders.base import Encoder, EncoderSpec, InputSpec, Single, Stage
-from virb.encoders.requests import KINDS, OUTPUTS, suggest
-from virb.errors import UserError, ViRBError
+from virb.encoders.requests import KINDS, OUTPUTS
+from virb.errors import UserError, ViRBError, did_you_mean
+from virb.sources import import_attribute
 
 _MAPS = ("conv", "block1", "block2", "block3", "block4")
 _AXES = {"embedding": 2, "cls": 2}  # all others have 4
@@ -91,7 +89,7 @@ class CustomEncoder(Encoder):
             raise ViRBError(f"{self.spec.architecture}: forward returned a {kind}; expected a tensor or a dict of named outputs")
         found = {name: answer[name] for name in answer if name in KINDS}
         if not found:
-            near = next((text for key in answer if (text := suggest(str(key), OUTPUTS))), "")
+            near = next((text for key in answer if (text := did_you_mean(str(key), OUTPUTS))), "")
             keys = ", ".join(map(str, answer)) or "nothing"
             raise ViRBError(f"{self.spec.architecture}: forward returned {keys}{near} (named outputs: {', '.join(OUTPUTS)})")
         for name, value in found.items():
@@ -119,31 +117,22 @@ def _stage(name: str, tensor: Tensor, size: tuple[int, int]) -> Stage:
 
 def construct(module: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Imports ``pkg.mod:Class`` (from the current folder too) and calls it. UserError names the module and the reason."""
-    path, _, attribute = module.partition(":")
-    if not path or not attribute:
-        raise UserError(f"module: {module!r} should be package.module:Class")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    make = import_attribute(module, "module")
     try:
-        target: Any = importlib.import_module(path)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise UserError(f"module: {module} cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(target, attribute):
-        raise UserError(f"module: {path} has no {attribute!r}{suggest(attribute, vars(target))}")
-    try:
-        network = getattr(target, attribute)(**arguments)
-    except Exception as error:  # as above
+        network = make(**arguments)
+    except Exception as error:  # the user's code may raise anything
         raise UserError(f"module: {module} cannot be built with {dict(arguments)}: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"module: {module} gives a {type(network).__name__}; expected a torch.nn.Module")
     return network
 
 
-def identity_record(network: nn.Module) -> dict[str, Any]:
-    """What identifies a network that is not ours, besides its tensors: class, source, and plain settings of every part."""
+def identity_record(network: nn.Module, *modules: str) -> dict[str, Any]:
+    """What identifies a network that is not ours, besides its tensors: class, source (of ``modules`` too, which made it), and plain
+    settings of every part."""
     return {
         "class": type(network).__qualname__,
-        "source": identity.source_of(network),
+        "source": identity.source_of(network, *modules),
         "definition": identity.definition_of(network),
         "settings": identity.settings_of(network),
     }

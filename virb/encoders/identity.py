@@ -8,16 +8,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from virb.io import hash_record
+from virb.sources import sources
 
 _CHUNK = 1 << 26  # elements hashed at once, so that a large tensor on a device is not copied whole
 _PLAIN = (bool, int, float, str, type(None))
@@ -39,25 +37,11 @@ def _tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from network.named_buffers(remove_duplicate=False)
 
 
-def source_of(network: nn.Module) -> dict[str, str]:
-    """package -> hash of its Python files, for every package that the network's classes come from (torch itself excepted)."""
-    modules = {type(module).__module__ for module in network.modules()}
-    packages = {name if name in ("__main__", "__mp_main__") else name.partition(".")[0] for name in modules} - {"torch"}
-    return {package: _hash_package(package) for package in sorted(packages)}
-
-
-@lru_cache(maxsize=64)
-def _hash_package(package: str) -> str:
-    module = sys.modules.get(package)
-    digest = hashlib.sha256()
-    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(file.relative_to(folder).as_posix().encode() + b"\n" + file.read_bytes())
-    file_name = getattr(module, "__file__", None)
-    if not folders and file_name is not None and Path(file_name).is_file():
-        digest.update(Path(file_name).read_bytes())
-    return digest.hexdigest()
+def source_of(network: nn.Module, *modules: str) -> dict[str, str]:
+    """Top-level package or module -> hash of its Python files, for all that the network's classes come from (torch itself excepted), the
+    further ``modules``, and what these import of the user's own."""
+    own = {type(module).__module__ for module in network.modules()}
+    return sources({name for name in (*own, *modules) if name.partition(".")[0] != "torch"})
 
 
 def definition_of(network: nn.Module) -> str:

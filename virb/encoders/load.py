@@ -145,7 +145,7 @@ def _load_module(recipe: Recipe, name: str, seed: int) -> Encoder:
     extra = {} if recipe.weights not in (None, "", RANDOM) else {"seed": seed}
     if not extra:
         filled = fill(network, checkpoints.read(recipe.weights_path()), module, key=recipe.checkpoint_key)
-    record = custom.identity_record(network)  # before the first forward, which may leave things behind
+    record = custom.identity_record(network, module.partition(":")[0])  # before the first forward, which may leave things behind
     encoder = custom.CustomEncoder(network, module, _plain(recipe.args), InputSpec().override(recipe.input))
     return encoder.seal(name, filled, {**record, **extra})
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from virb.encoders.base import Encoder, InputSpec
 from virb.encoders.offline import only_cached
-from virb.encoders.requests import suggest
 from virb.encoders.towers import check_finite, wrap
-from virb.errors import UserError
+from virb.errors import UserError, did_you_mean
 
 
 def parse(text: str, random: bool) -> tuple[str, str | None]:
@@ -56,10 +55,10 @@ def create(
 def _check_names(open_clip: Any, model: str, tag: str | None) -> None:
     models = open_clip.list_models()
     if model not in models:
-        raise UserError(f"open_clip has no model {model!r}{suggest(model, models)}")
+        raise UserError(f"open_clip has no model {model!r}{did_you_mean(model, models)}")
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag is not None and tag not in tags:
-        raise UserError(f"open_clip has no weights {tag!r} of {model}{suggest(tag, tags)} (weights: {', '.join(tags) or 'none'})")
+        raise UserError(f"open_clip has no weights {tag!r} of {model}{did_you_mean(tag, tags)} (weights: {', '.join(tags) or 'none'})")
 
 
 def _where(open_clip: Any, model: str, tag: str | None) -> tuple[str, str]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from virb.encoders.download import Tell, check_sha256, is_url, weights_file
 from virb.encoders.known import KNOWN
-from virb.encoders.requests import suggest
-from virb.errors import UserError
+from virb.errors import UserError, did_you_mean
 
 RANDOM, SUPERVISED, PRETRAINED = "random", "supervised", "pretrained"
 WORDS = (RANDOM, SUPERVISED, PRETRAINED)
@@ -66,7 +65,7 @@ def read_recipe(what: Any) -> Recipe:
     if isinstance(what, Mapping):
         for key in what:
             if key not in _KEYS:
-                raise UserError(f"unknown key {key!r} of an encoder{suggest(str(key), _KEYS)} (keys: {', '.join(_KEYS)})")
+                raise UserError(f"unknown key {key!r} of an encoder{did_you_mean(str(key), _KEYS)} (keys: {', '.join(_KEYS)})")
         values = dict(what)
     elif any(hasattr(what, key) for key in ("weights", *NETWORKS)):
         values = {key: getattr(what, key, None) for key in _KEYS}

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from virb.encoders.base import Encoder, arguments_text
-from virb.encoders.requests import suggest
-from virb.errors import UserError
+from virb.errors import UserError, did_you_mean
 
 Builder = Callable[..., Encoder]
 
@@ -38,7 +37,7 @@ def find_builder(arch: str) -> Builder:
     """UserError when there is no such architecture."""
     _load_builtin()
     if arch not in _BUILDERS:
-        raise UserError(f"no architecture {arch!r}{suggest(arch, _BUILDERS)} (architectures: {', '.join(sorted(_BUILDERS))})")
+        raise UserError(f"no architecture {arch!r}{did_you_mean(arch, _BUILDERS)} (architectures: {', '.join(sorted(_BUILDERS))})")
     return _BUILDERS[arch]
 
 
@@ -48,7 +47,7 @@ def build(arch: str, arguments: Mapping[str, Any]) -> Encoder:
     parameters = inspect.signature(builder).parameters
     for key in arguments:
         if key not in parameters:
-            raise UserError(f"{arch} has no argument {key!r}{suggest(str(key), parameters)} (arguments: {arguments_text(parameters)})")
+            raise UserError(f"{arch} has no argument {key!r}{did_you_mean(str(key), parameters)} (arguments: {arguments_text(parameters)})")
     lacking = [key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in arguments]
     if lacking:
         raise UserError(f"{arch} needs {', '.join(lacking)} under `args:`")

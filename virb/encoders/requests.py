@@ -9,9 +9,8 @@ A request is terms joined by ``+``; a term is ``output[blocks](norm=false).reduc
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from virb.errors import ViRBError
+from virb.errors import ViRBError, did_you_mean
 
 Kind = Literal["vector", "map", "other"]
 Value = Tensor | tuple[Tensor, ...]
@@ -46,12 +45,6 @@ REDUCTIONS = ("mean", "max", "gem", "pool", "flatten")
 _BY_BLOCK = ("cls", "tokens", "attention", "queries", "keys", "values")  # one block must be meant: the last by default
 _WITH_NORM = ("cls", "tokens", "pyramid")
 _GEM_FLOOR = 1e-6  # values below are raised to it, as in DINO's copy detection
-
-
-def suggest(word: str, words: Iterable[str]) -> str:
-    """``; did you mean X?`` when one of ``words`` is close, else nothing."""
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 @dataclass(frozen=True)
@@ -234,7 +227,7 @@ def _parse_term(part: str, text: str) -> Term:
         raise ValueError(f"{text!r}: expected an output such as embedding or tokens[-1], but got {part!r}")
     name = match["name"]
     if name not in KINDS:
-        raise ValueError(f"{text!r}: no output {name!r}{suggest(name, OUTPUTS)} (outputs: {', '.join(OUTPUTS)})")
+        raise ValueError(f"{text!r}: no output {name!r}{did_you_mean(name, OUTPUTS)} (outputs: {', '.join(OUTPUTS)})")
     reductions: list[Reduction] = []
     rest = match["rest"]
     while rest:
@@ -285,7 +278,7 @@ def _parse_reduction(name: str, argument: str | None, text: str) -> Reduction:
     if name == "sample":
         raise ValueError(f"{text!r}: .sample(n) is not available yet; use .pool(n) for fewer tokens")
     if name not in REDUCTIONS:
-        raise ValueError(f"{text!r}: no reduction {name!r}{suggest(name, REDUCTIONS)} (reductions: {', '.join(REDUCTIONS)})")
+        raise ValueError(f"{text!r}: no reduction {name!r}{did_you_mean(name, REDUCTIONS)} (reductions: {', '.join(REDUCTIONS)})")
     if name not in ("gem", "pool"):
         if argument is not None:
             raise ValueError(f"{text!r}: {name} takes no argument")

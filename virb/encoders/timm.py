@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from virb.encoders.attention import INSIDE, AttentionWatch
 from virb.encoders.base import Encoder, EncoderSpec, InputSpec, Single, Stage, evenly_spaced
-from virb.encoders.requests import suggest
-from virb.errors import UserError, ViRBError
+from virb.errors import UserError, ViRBError, did_you_mean
 
 # What lets a model take any input size, by the names that timm's families have for it; a family without one keeps its own size.
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
@@ -133,7 +132,7 @@ def create(name: str, arguments: Mapping[str, Any], pretrained: bool) -> TimmEnc
 
     bare = name.partition(".")[0]
     if "/" not in name and not timm.is_model(name):
-        raise UserError(f"timm has no model {name!r}{suggest(bare, timm.list_models())}")
+        raise UserError(f"timm has no model {name!r}{did_you_mean(bare, timm.list_models())}")
     for any_size in _ANY_SIZE:
         options = {**any_size, **arguments}
         try:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ class EntryRecord:
 
 
 @dataclass(frozen=True)
+class SliceFacts:
+    """How a slice was made: nothing here decides its values."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)  # this entry's share of decoding, encoding and writing
+    batch: tuple[int, int] | None = None  # (images at once, images meant) where memory held fewer than meant
+
+
+@dataclass(frozen=True)
 class Slice:
     """One written slice: where its values lie and how to read them."""
 
@@ -58,6 +67,7 @@ class Slice:
     dtype: str
     shapes: tuple[tuple[int, ...], ...]  # one shape when all rows share it, else one per row
     bad: Mapping[int, str]  # rows whose image could not be decoded, and why; their values mean nothing
+    facts: SliceFacts = field(default_factory=lambda: SliceFacts())
 
 
 def slice_bounds(n_rows: int) -> list[tuple[int, int]]:
@@ -87,15 +97,19 @@ class FeatureCache:
         there = set(os.listdir(folder)) if folder.is_dir() else set()
         return [(start, stop) for start, stop in slice_bounds(n_rows) if not {f"{start:010d}.bin", f"{start:010d}.json"} <= there]
 
-    def write_slice(self, key: str, start: int, rows: Sequence[np.ndarray] | np.ndarray, bad: Mapping[int, str]) -> None:
+    def write_slice(
+        self, key: str, start: int, rows: Sequence[np.ndarray] | np.ndarray, bad: Mapping[int, str], facts: SliceFacts | None = None
+    ) -> None:
         """``rows`` are float32 arrays: one array (n, *shape), or a list of n arrays of different shapes."""
+        began = time.perf_counter()
+        facts = facts or SliceFacts()
         if isinstance(rows, np.ndarray):
             values, shapes, count = as_stored(rows).reshape(-1), [rows.shape[1:]], len(rows)
         else:
             stored = [as_stored(row[None]).reshape(-1) for row in rows]
             values, shapes, count = np.concatenate(stored), [row.shape for row in rows], len(rows)
         data = np.ascontiguousarray(values).tobytes()
-        header = {
+        header: dict[str, Any] = {
             "start": start,
             "stop": start + count,
             "dtype": values.dtype.name,
@@ -104,6 +118,10 @@ class FeatureCache:
             "bad": {str(row): reason for row, reason in bad.items()},
         }
         write_atomic(self._slice_path(key, start, "bin"), data)
+        seconds = {**facts.seconds, "write": time.perf_counter() - began}
+        header["seconds"] = {stage: round(value, 4) for stage, value in seconds.items()}
+        if facts.batch is not None:
+            header["batch"] = list(facts.batch)
         write_json(self._slice_path(key, start, "json"), header)
 
     def slices(self, key: str, n_rows: int) -> list[Slice]:
@@ -129,7 +147,9 @@ class FeatureCache:
             header = read_json(self._slice_path(key, start, "json"))
             data = path.read_bytes()
             bad = {int(row): reason for row, reason in header["bad"].items()}
-            piece = Slice(start, stop, path, header["dtype"], tuple(tuple(s) for s in header["shapes"]), bad)
+            # Slices of older versions say nothing of how they were made.
+            facts = SliceFacts(header.get("seconds", {}), tuple(header["batch"]) if "batch" in header else None)
+            piece = Slice(start, stop, path, header["dtype"], tuple(tuple(s) for s in header["shapes"]), bad, facts)
             intact = (header["start"], header["stop"], header["crc32"]) == (start, stop, zlib.crc32(data))
         except (FileNotFoundError, ViRBError, KeyError, TypeError, AttributeError, ValueError):
             return None

@@ -45,6 +45,11 @@ class MappedRows:
         shapes = {shape for s in slices for shape in s.shapes}
         self.shape: tuple[int, ...] | None = next(iter(shapes)) if len(shapes) == 1 else None
         self.bad = {row: reason for s in slices for row, reason in s.bad.items()}
+        self.batches = [s.facts.batch for s in slices if s.facts.batch is not None]  # (at once, meant) where memory held fewer than meant
+        self.seconds: dict[str, float] = {}  # what making the entry took, by stage
+        for s in slices:
+            for stage, value in s.facts.seconds.items():
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + value
         self.dtype = torch.float32 if any(s.dtype == "float32" for s in slices) else torch.float16
         if self.shape is None:
             counts = [[math.prod(shape) for shape in _row_shapes(s)] for s in slices]

@@ -20,7 +20,7 @@ from virb.data.loader import LoadedBatch, load_batches
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.errors import ViRBError, describe
-from virb.features.cache import STORAGE, FeatureCache
+from virb.features.cache import STORAGE, FeatureCache, SliceFacts
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,9 +79,11 @@ def run_slice(
     device: torch.device,
     options: PassOptions,
     tell: Callable[[int], None] = lambda done: None,
+    memory: Memory | None = None,
 ) -> PassReport:
     """Fills rows ``start`` to ``stop`` of every wanted entry. One encoder's failure does not stop the others.
 
+    ``memory`` is what earlier slices learned; its notes come into the report.
     Images that cannot be decoded are noted in the slice; each task decides what that means for its samples (``on_bad_image``)."""
     report = PassReport()
     forwards: dict[tuple[Geometry, str], list[Wanted]] = defaultdict(list)
@@ -89,7 +91,8 @@ def run_slice(
         forwards[item.geometry, item.encoder].append(item)
     kept: dict[str, list[torch.Tensor]] = defaultdict(list)
     bad: dict[int, str] = {}
-    memory = Memory(report.notes)
+    memory = Memory(report.notes, memory.most if memory is not None else {})
+    encoding = dict.fromkeys(forwards, 0.0)
 
     def count(n: int) -> None:
         report.decoded += n
@@ -100,8 +103,8 @@ def run_slice(
     with closing(batches):
         for batch in _timed(batches, report, "decode"):
             bad.update(batch.bad)
-            began = time.perf_counter()
-            for (_, name), items in forwards.items():
+            for (geometry, name), items in forwards.items():
+                began = time.perf_counter()
                 live = [item for item in items if item.key not in report.failed]
                 for item, values in _outputs(encoders[name], live, images, batch, device, options, memory):
                     if isinstance(values, str):
@@ -109,15 +112,20 @@ def run_slice(
                         kept.pop(item.key, None)
                     else:
                         kept[item.key].extend(values)
-            report.seconds["encode"] += time.perf_counter() - began
+                encoding[geometry, name] += time.perf_counter() - began
             report.rows += len(batch.rows)
             tell(report.rows)
+            report.seconds["encode"] = sum(encoding.values())
             if len(report.failed) == len(wanted):
                 return report
     began = time.perf_counter()
-    for item in wanted:
-        if item.key not in report.failed:
-            cache.write_slice(item.key, start, _as_block(kept.pop(item.key)), bad)
+    for (geometry, name), items in forwards.items():
+        # All who wanted a slice paid for its decoding, and all outputs of a forward for that one.
+        seconds = {"decode": report.seconds["decode"] / len(wanted), "encode": encoding[geometry, name] / len(items)}
+        facts = SliceFacts(seconds, memory.reduced(encoders[name].spec.name, geometry, options.batch_size))
+        for item in items:
+            if item.key not in report.failed:
+                cache.write_slice(item.key, start, _as_block(kept.pop(item.key)), bad, facts)
     report.seconds["write"] += time.perf_counter() - began
     return report
 
@@ -155,6 +163,11 @@ class Memory:
 
     notes: list[str] = field(default_factory=list)
     most: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
+
+    def reduced(self, encoder: str, geometry: Geometry, batch_size: int) -> tuple[int, int] | None:
+        """(images at once, images meant), or None when all fit. Images of different sizes go one by one anyway."""
+        most = self.most.get((encoder, (3, *geometry.size)), batch_size) if geometry.size else batch_size
+        return (most, batch_size) if most < batch_size else None
 
 
 def encode(
@@ -232,7 +245,7 @@ def forward(
     for request in requests:
         values = found[request]
         if not isinstance(values, torch.Tensor):
-            raise ViRBError(f"{request} of {encoder.spec.name} is several maps; ask for one of them (or reduce each and join with +)")
+            raise ViRBError(f"{request} of {encoder.spec.name} is several {_what_to_write(encoder, request)}")
         if values.ndim < 2 or len(values) != batch_size:
             raise ViRBError(
                 f"{encoder.spec.name} gave {request} of shape {tuple(values.shape)} for a batch of {batch_size} images; "
@@ -240,6 +253,14 @@ def forward(
             )
         outputs[request] = values[:n].float()
     return outputs
+
+
+def _what_to_write(encoder: Encoder, request: str) -> str:
+    """Where one tensor is needed and the request gives several."""
+    each = encoder.spec.expand(request)
+    if len(each) > 1 and each[0].kind == "vector":
+        return f"vectors; write {'+'.join(map(str, each))}, or a list of {len(each)} requests"
+    return "maps; ask for one of them (or reduce each and join with +)"
 
 
 def first_not_finite(values: Sequence[torch.Tensor]) -> int | None:

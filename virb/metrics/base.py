@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from virb.errors import UserError
+from virb.errors import UserError, did_you_mean
+from virb.sources import import_attribute
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,17 @@ def metric_names() -> list[str]:
 
 
 def find_metric(name: str) -> Metric:
-    """A built-in metric by name, or a user's own by ``module:NAME``. KeyError with the list of names when there is none."""
+    """A built-in metric by name, or a user's own by ``module:NAME``. KeyError with the list of names when there is none; UserError when
+    what is named so is no metric."""
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        return register_metric(getattr(importlib.import_module(module), attribute))  # results know it by its bare name
+        metric = import_attribute(name, "metric")
+        if not isinstance(metric, Metric):
+            raise UserError(f"{name} is a {type(metric).__name__}, not a virb.metrics.base.Metric")
+        return register_metric(metric)  # results know it by its bare name
     _load_builtin()
     if name not in _METRICS:
-        near = difflib.get_close_matches(name, _METRICS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise KeyError(f'no metric "{name}"; {hint}there are {", ".join(sorted(_METRICS))}')
+        hint = did_you_mean(name, _METRICS) or ";"
+        raise KeyError(f'no metric "{name}"{hint} there are {", ".join(sorted(_METRICS))}')
     return _METRICS[name]
 
 

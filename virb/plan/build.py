@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
-import os
-import sys
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +21,7 @@ from virb.encoders.verify import Failed, Verified, verify_encoder
 from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
 from virb.features.passes import Wanted
-from virb.io import hash_record
+from virb.io import can_write, existing_parent, hash_record
 from virb.plan.geometry import choose_geometry, own_geometry, seen_as, with_geometry
 from virb.plan.heads import HeadSource, class_columns, head_sources
 from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
@@ -32,7 +29,8 @@ from virb.plan.measure import Meter
 from virb.plan.samples import Datasets, TaskData
 from virb.plan.units import assemble
 from virb.probes.split import sample_width
-from virb.results.store import conflicts
+from virb.results.store import conflicts, finished
+from virb.sources import source_hash
 from virb.tasks.protocols import PROTOCOLS, no_protocol
 from virb.tasks.resolve import ResolvedTask, canonical, get_probe, resolve_task
 
@@ -104,12 +102,9 @@ class _Builder:
 
     def check_place(self) -> None:
         """The folder of the results, without making it."""
-        out = self.settings.out
-        there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        there = existing_parent(self.settings.out)
         if not there.is_dir():
             self.problems.append(Problem("command line", 0, "--out", f"{there} is a file, not a folder"))
-        elif not os.access(there, os.W_OK | os.X_OK):
-            self.problems.append(Problem("command line", 0, "--out", f"{out} cannot be written; choose a folder you may write to"))
 
     def resolve(self, configs: Sequence[TaskConfig]) -> list[tuple[ResolvedTask, TaskData]]:
         """Tasks with their data. What is wrong with a task is said once, whatever the number of encoders."""
@@ -271,10 +266,17 @@ class _Builder:
         return record.key
 
     def check_store(self) -> None:
-        """Folders of these jobs that hold results of another label, from an earlier run."""
+        """Folders of these jobs that hold results of another label, from an earlier run. Where all is done, nothing will be written."""
+        out = self.settings.out
+        if existing_parent(out).is_dir() and not can_write(out) and not self._all_done():
+            self.problems.append(Problem("command line", 0, "--out", f"{out} cannot be written; choose a folder you may write to"))
         for job in self.jobs.values():
             for text in conflicts(self.settings.out, job.encoder, job.label, list(job.task.configs)):
                 self.add_problem(job.task.place("task"), f"{text}; rename one of the labels or choose another --out", job.label)
+
+    def _all_done(self) -> bool:
+        jobs, out = self.jobs.values(), self.settings.out
+        return bool(jobs) and not self.settings.force and all(finished(out, job.encoder, job.label, job.key) for job in jobs)
 
 
 def _sample_shape(plan: RolePlan, row_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -289,7 +291,6 @@ def job_key(
     settings: RunSettings, encoder: Encoder, task: ResolvedTask, geometry: Geometry, data: TaskData, roles: Mapping[str, RolePlan]
 ) -> str:
     """Hash of all that decides a job's numbers, and of nothing else: no label, name, device count, folder or number of threads."""
-    probe = get_probe(task.probe)
     return hash_record(
         {
             "format": RESULT_FORMAT,
@@ -304,7 +305,8 @@ def job_key(
             },
             "n_classes": len(data.classes) if data.classes else None,
             "task": {"id": task.task.id, "target": task.task.target, "loss": task.task.loss, "metrics": task.task.metrics},
-            "probe": {"name": task.probe, "source": _source_hash(probe) if ":" in task.probe else None},
+            "probe": task.probe,
+            "sources": source_hash(task.modules),
             "protocol": task.protocol,
             "configs": {name: canonical(config) for name, config in task.configs.items()},
             "num_epochs": task.num_epochs,
@@ -370,17 +372,14 @@ def _normalisation(encoder: Encoder) -> dict[str, Any]:
     return {**encoder.spec.input.normalisation(), "patch_size": encoder.spec.patch_size}
 
 
-def _source_hash(probe: type) -> str:
-    """Of the module that has the probe; of its name alone where there is no source (an interactive session)."""
-    try:
-        source = inspect.getsource(sys.modules[probe.__module__])
-    except (OSError, TypeError):
-        source = f"{probe.__module__}.{probe.__qualname__}"
-    return hashlib.sha256(source.encode()).hexdigest()
-
-
 def _own_part(text: str, where: Where) -> str:
-    """The lines of a file that are about one label: from its line to the next that starts a key of its own."""
-    lines = text.splitlines()[max(where.line - 1, 0) :] if where.line else []
+    """The lines of a file that are about one label, each block to the next key of its own: the ``defaults:`` and the label's."""
+    lines = text.splitlines() if where.line else []
+    defaults = next((number for number, line in enumerate(lines, 1) if re.match(r"""(['"]?)defaults\1\s*:""", line)), None)
+    starts = [where.line] if defaults in (None, where.line) else sorted([where.line, defaults])
+    return "\n".join(_block(lines[start - 1 :]) for start in starts if start)
+
+
+def _block(lines: Sequence[str]) -> str:
     end = next((number for number, line in enumerate(lines[1:], 1) if line[:1] not in ("", " ", "\t", "#", "}", "]")), len(lines))
     return "\n".join(lines[:end]).rstrip()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import virb
 from virb.encoders.verify import Failed, Verified, encoder_table
+from virb.io import existing_parent
 from virb.plan.geometry import geometry_text, size_in_pixels
 from virb.plan.jobs import Job, Plan
 from virb.probes.base import FIT, SELECT
@@ -97,7 +98,8 @@ def _jobs(plan: Plan) -> Iterator[str]:
 
 def _numbers(plan: Plan) -> Iterator[str]:
     """The plan in numbers, one thing a line."""
-    separate = sum(len(job.roles) for job in plan.to_do)  # without sharing, every role of every job is a pass of its own
+    # Without sharing, every image list of every job is a pass of its own; samples held out of fit come from the list of fit.
+    separate = sum(len({role.list_id for role in job.roles.values()}) for job in plan.to_do)
     slices = sum(1 for unit in plan.units if unit.kind == "pass")
     geometries = Counter(size_in_pixels(job.geometry.size) for job in plan.jobs)
     named = ", ".join(f"{name} ({many(count, 'job')})" for name, count in geometries.items())
@@ -147,8 +149,7 @@ def _largest(plan: Plan) -> str:
 
 
 def _free(plan: Plan) -> int:
-    folder = plan.context.cache_folder.absolute()
-    return shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
+    return shutil.disk_usage(existing_parent(plan.context.cache_folder)).free
 
 
 def _tier(plan: Plan, job: Job) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,49 +39,81 @@ class Graph:
 
     def __init__(self, units: Iterable[Unit]) -> None:
         self.units = {unit.key: unit for unit in units}
+        self._order = {key: place for place, key in enumerate(self.units)}
         self._makers: dict[str, set[str]] = defaultdict(set)
+        self._users: dict[str, list[str]] = defaultdict(list)
         for unit in self.units.values():
             for output in unit.outputs:
                 self._makers[output].add(unit.key)
+            for name in set(unit.inputs):
+                self._users[name].append(unit.key)
+        # How many inputs of a unit are still to be made. With none it is ready and in the queue, where a unit that is no longer waiting
+        # is passed over: so starting and finishing units costs what hangs on them, not a look at all that wait.
+        self._missing = {unit.key: sum(name in self._makers for name in set(unit.inputs)) for unit in self.units.values()}
+        self._queue: list[tuple[bool, int, str]] = []
+        for key, missing in self._missing.items():
+            if not missing:
+                self._enqueue(key)
+        self._waiting_cost = sum(unit.cost for unit in self.units.values())
         self.waiting = dict.fromkeys(self.units)
         self.running: dict[str, Unit] = {}
         self.done: dict[str, UnitReport] = {}
         self.failed: dict[str, str] = {}  # unit key -> reason
 
     def next_ready(self) -> Unit | None:
-        """Units nearest to a result first: they free memory and give the user numbers early."""
-        ready = [self.units[key] for key in self.waiting if self._is_ready(self.units[key])]
-        return max(ready, key=lambda unit: len(unit.inputs) > 0) if ready else None
+        """Units nearest to a result first (they free memory and give the user numbers early), otherwise in the order given."""
+        while self._queue and self._queue[0][2] not in self.waiting:
+            heapq.heappop(self._queue)
+        return self.units[self._queue[0][2]] if self._queue else None
 
-    def _is_ready(self, unit: Unit) -> bool:
-        return all(not self._makers[name] for name in unit.inputs if name in self._makers)
+    def _enqueue(self, key: str) -> None:
+        heapq.heappush(self._queue, (not self.units[key].inputs, self._order[key], key))
 
     def start(self, unit: Unit) -> None:
-        del self.waiting[unit.key]
+        self._leave(unit.key)
         self.running[unit.key] = unit
+
+    def _leave(self, key: str) -> None:
+        del self.waiting[key]
+        self._waiting_cost = self._waiting_cost - self.units[key].cost if self.waiting else 0.0
+
+    def _made(self, unit: Unit) -> None:
+        """The unit has done its part of its outputs; what waited for the last part of one may be ready now."""
+        for output in set(unit.outputs):
+            makers = self._makers[output]
+            if unit.key not in makers:
+                continue
+            makers.discard(unit.key)
+            if makers:
+                continue
+            for key in self._users[output]:
+                self._missing[key] -= 1
+                if not self._missing[key]:
+                    self._enqueue(key)
 
     def finish(self, unit: Unit, report: UnitReport) -> list[tuple[Unit, str]]:
         """Returns the units that can no longer run, with reasons: those that needed an output that failed."""
         self.running.pop(unit.key, None)
         self.done[unit.key] = report
-        for output in unit.outputs:
-            self._makers[output].discard(unit.key)
-        return self._spread(report.failed)
+        lost = self._spread(report.failed)
+        self._made(unit)
+        return lost
 
     def fail(self, unit: Unit, reason: str) -> list[tuple[Unit, str]]:
         self.running.pop(unit.key, None)
         self.failed[unit.key] = reason
-        for output in unit.outputs:
-            self._makers[output].discard(unit.key)
-        return self._spread(dict.fromkeys(unit.outputs, reason))
+        lost = self._spread(dict.fromkeys(unit.outputs, reason))
+        self._made(unit)
+        return lost
 
     def _spread(self, bad: Mapping[str, str]) -> list[tuple[Unit, str]]:
         lost = []
-        for key in list(self.waiting):
+        users = {key for name in bad for key in self._users.get(name, ()) if key in self.waiting}
+        for key in sorted(users, key=self._order.__getitem__):
             unit = self.units[key]
             reasons = [bad[name] for name in unit.inputs if name in bad]
-            if reasons and key in self.waiting:  # it may have been lost a moment ago, by another of its inputs
-                del self.waiting[key]
+            if key in self.waiting:  # it may have been lost a moment ago, by another of its inputs
+                self._leave(key)
                 self.failed[key] = reasons[0]
                 lost.append((unit, reasons[0]))
                 lost += self._spread(dict.fromkeys(unit.outputs, reasons[0]))
@@ -92,5 +125,4 @@ class Graph:
 
     def cost_left(self, fractions: Mapping[str, float]) -> float:
         """Expected seconds of one device for what is not done; ``fractions`` say how far the running units are."""
-        waiting = sum(self.units[key].cost for key in self.waiting)
-        return waiting + sum(unit.cost * (1 - fractions.get(key, 0.0)) for key, unit in self.running.items())
+        return self._waiting_cost + sum(unit.cost * (1 - fractions.get(key, 0.0)) for key, unit in self.running.items())

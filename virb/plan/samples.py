@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from virb.io import hash_record
 from virb.plan.jobs import RolePlan
 from virb.plan.limit import Limited, limit_split
 from virb.probes.base import FIT, REPORT_UNLABELLED, SELECT, is_labelled
+from virb.probes.selection import hold_out
 from virb.tasks.resolve import ResolvedTask
 
 
@@ -37,6 +38,7 @@ class Datasets:
     data_root: Path
     tell: Callable[[str], None] = lambda text: None
     _known: dict[str, Dataset] = field(default_factory=dict)
+    _held_out: set[tuple[int, str]] = field(default_factory=set)  # (samples, target), known to be possible; samples live as long as _known
 
     def task_data(self, task: ResolvedTask) -> TaskData:
         """UserError when the dataset, a split or a target is not there."""
@@ -60,12 +62,24 @@ class Datasets:
             part = limited.get(plan.split)
             images[plan.list_id] = dataset.lists[plan.samples.images] if part is None else part.images
         target = task.task.target
+        if SELECT in roles and roles[SELECT].held_out:
+            self._check_hold_out(roles[SELECT].samples, target)
         return TaskData(
             roles=roles,
             images=images,
             ids={role: samples_id(plan.samples, target if _has_target(role) else None) for role, plan in roles.items()},
             classes=dataset.classes.get(target),
         )
+
+    def _check_hold_out(self, samples: Samples, target: str) -> None:
+        """What cannot be held out is known before anything runs. Once for all tasks on these samples: ImageNet's take seconds."""
+        if (id(samples), target) in self._held_out:
+            return
+        try:
+            hold_out(class_numbers(samples.targets[target]), samples.units, seed=0)
+        except ViRBError as error:
+            raise UserError(str(error)) from None
+        self._held_out.add((id(samples), target))
 
     def _dataset(self, task: ResolvedTask) -> Dataset:
         options = dict(task.data)
@@ -126,19 +140,65 @@ def _has_target(role: str) -> bool:
     return is_labelled(role) or role == REPORT_UNLABELLED
 
 
+def class_numbers(targets: Any) -> np.ndarray | None:
+    """Class numbers (N,), or None for targets of any other kind."""
+    return targets if isinstance(targets, np.ndarray) and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None
+
+
 def samples_id(samples: Samples, target: str | None) -> str:
-    """What a result depends on besides pixels: which samples, their rows and units, and the targets as far as they are in memory."""
+    """What a result depends on besides pixels: which samples, their rows and units, and the targets. UserError for targets that do not say
+    what they are."""
     digest = hashlib.sha256()
-    for array in (samples.ids, samples.units):
-        digest.update("\0".join(map(str, array)).encode() + b"\0\0")
+    for array in (samples.ids, samples.units):  # file names need not be valid UTF-8
+        digest.update("\0".join(map(str, array)).encode("utf-8", "surrogateescape") + b"\0\0")
     for rows in (samples.row_values, samples.row_offsets):
         digest.update(np.ascontiguousarray(rows).tobytes() + b"\0\0")
     if target is None:
         return digest.hexdigest()
     digest.update(target.encode())
     targets = samples.targets[target]
-    for part in [targets] if isinstance(targets, np.ndarray) else targets if isinstance(targets, list | tuple) else []:
-        array = np.asarray(part)
-        content = repr(part).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
-        digest.update(f"{array.dtype.str}{array.shape}".encode() + content)
+    identity = targets.identity() if hasattr(targets, "identity") else None
+    if identity is not None:
+        digest.update(str(identity).encode())
+    else:
+        try:
+            for piece in _content(targets):
+                digest.update(piece)
+        except TypeError as error:
+            raise UserError(
+                f"the targets {target!r} of {samples.images!r} do not say what they are ({error}), so an old result could not be told from "
+                "a new one: hold them in an array or list, or use FileSequence, or LazySequence with record= (see virb.data.sequences)"
+            ) from None
     return digest.hexdigest()
+
+
+_PLAIN = (bool, int, float, str, bytes, type(None))  # their repr says all
+
+
+def _content(value: Any) -> Iterator[bytes]:
+    """Everything that a target in memory holds, unambiguously; TypeError names the type that is not known."""
+    if isinstance(value, list | tuple) and all(type(item) in _PLAIN for item in value):
+        yield f"list {list(value)!r}\n".encode()
+    elif isinstance(value, list | tuple):
+        yield f"items {len(value)}\n".encode()
+        for item in value:
+            yield from _content(item)
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)}\n".encode()
+        for key in sorted(value, key=repr):
+            yield from _content(key)
+            yield from _content(value[key])
+    elif isinstance(value, _PLAIN):
+        yield f"plain {value!r}\n".encode()
+    elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):  # NumPy's, and tensors, series, images
+        array = np.asarray(value)
+        yield f"array {array.dtype.str}{array.shape}\n".encode()
+        if array.dtype.hasobject:
+            yield from _content(array.tolist())
+        else:
+            yield np.ascontiguousarray(array).tobytes()
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield f"record {type(value).__qualname__}\n".encode()
+        yield from _content({field.name: getattr(value, field.name) for field in fields(value)})
+    else:
+        raise TypeError(f"a {type(value).__name__}")

@@ -14,12 +14,15 @@ from typing import Any
 
 from virb.errors import UserError
 from virb.features.cache import FeatureCache, slice_bounds
-from virb.io import hash_record
+from virb.features.limits import encoder_limit, weight_bytes
+from virb.io import existing_parent, hash_record
+from virb.plan.describe import size_text
 from virb.plan.graph import Unit
 from virb.plan.jobs import Draft, Entry, Job, PassWork, Plan, PlannedEncoder, RunContext, RunSettings
 from virb.probes.base import FIT
 from virb.results.store import finished
 
+SCRATCH = ".scratch"  # below the results: features of a run with --no_cache
 _HEAD_FLOPS = 2e10  # arithmetic a device does per second on small heads; only the estimate of the time uses these
 _STEP_SECONDS = {"cpu": 3e-4, "cuda": 3e-4}  # of one step of one training config, before any arithmetic
 _JOB_SECONDS = 0.7  # reading features, scoring with intervals and writing results
@@ -39,8 +42,7 @@ def assemble(draft: Draft) -> Plan:
     entries = _fit_budget(entries, missing, settings, cache, notes)
     missing = {key: slices for key, slices in missing.items() if not entries[key].streamed}
     new = {key: _nbytes(entries[key], slices) for key, slices in missing.items()}
-    units, rows = _pass_units(entries, missing, draft.encoders, settings)
-    n_passes = len({unit.payload.list_id for unit in units})
+    units, n_passes, rows = _pass_units(entries, missing, draft.encoders, settings)
     units += [_job_unit(job, entries, settings) for job in to_do]
     provenance = {f"text {label}": text for label, text in draft.texts.items() if text}
     n_devices = len(settings.devices)
@@ -60,7 +62,7 @@ def assemble(draft: Draft) -> Plan:
 
 
 def _missing(cache: FeatureCache, entry: Entry, settings: RunSettings) -> list[tuple[int, int]]:
-    # What a killed run left in its scratch folder is cleared before the next one starts.
+    # Slices that a killed run left in its scratch folder are used where a worker finds them; the plan does not count on them.
     return slice_bounds(entry.n_rows) if settings.no_cache else cache.missing_slices(entry.key, entry.n_rows)
 
 
@@ -69,9 +71,10 @@ def _nbytes(entry: Entry, slices: Sequence[tuple[int, int]]) -> int:
 
 
 def cache_folder(settings: RunSettings) -> Path:
-    """--cache_dir, else beside the data where that is writable, else below the results; with --no_cache a folder that goes with the run."""
+    """--cache_dir, else in --data_root where that is there and writable, else below the results (also for data that lies elsewhere: nothing
+    is written into a user's folders unasked); with --no_cache a folder that goes with the run."""
     if settings.no_cache:
-        return settings.out / ".scratch"
+        return settings.out / SCRATCH
     if settings.cache_dir is not None:
         return settings.cache_dir
     if settings.data_root.is_dir() and os.access(settings.data_root, os.W_OK):
@@ -85,8 +88,7 @@ def parse_budget(text: str, folder: Path) -> int:
     if match is None or (match[2] and float(match[1]) > 100):
         raise UserError(f"{text!r} is no amount: write a share of the free disk (80%), a size (200GB) or 0")
     if match[2]:
-        there = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
-        return int(float(match[1]) / 100 * shutil.disk_usage(there).free)
+        return int(float(match[1]) / 100 * shutil.disk_usage(existing_parent(folder)).free)
     return int(float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[3]])
 
 
@@ -99,8 +101,10 @@ def _fit_budget(
 ) -> dict[str, Entry]:
     """Entries that do not fit are streamed: encoded whenever they are read. The smallest are kept first, since they save as much each."""
     budget = parse_budget(settings.cache_budget, cache.folder)
+    there = 0
     if not settings.cache_budget.strip().endswith("%") and cache.folder.is_dir():
-        budget -= cache.size()
+        there = cache.size()
+        budget -= there
     kept = dict(entries)
     streamed = 0
     sizes = {key: _nbytes(entries[key], slices) for key, slices in missing.items() if slices}
@@ -115,6 +119,12 @@ def _fit_budget(
             f"{streamed} of {len(entries)} feature sets do not fit the cache budget ({settings.cache_budget}): "
             "they are encoded while heads train"
         )
+    if streamed and there:
+        # Nothing leaves the cache by itself: another run may be reading it.
+        notes.append(
+            f"{size_text(there)} of the budget are taken by what {cache.folder} holds already: delete that folder, or entries in it "
+            "(folders named by 64 digits), while no run uses it, or raise --cache_budget"
+        )
     return kept
 
 
@@ -123,21 +133,23 @@ def _pass_units(
     missing: Mapping[str, Sequence[tuple[int, int]]],
     planned: Mapping[str, PlannedEncoder],
     settings: RunSettings,
-) -> tuple[list[Unit], int]:
-    """One pass per image list, cut into slices; encoders ride together as far as memory holds them."""
+) -> tuple[list[Unit], int, int]:
+    """One pass per image list, cut into slices; encoders ride together as far as memory holds them. Units, passes and rows to decode."""
     by_list: dict[str, list[Entry]] = defaultdict(list)
     for key, slices in missing.items():
         if slices:
             by_list[entries[key].list_id].append(entries[key])
     units: list[Unit] = []
-    rows = 0
+    wanted_slices = {key: set(slices) for key, slices in missing.items()}
+    n_passes = rows = 0
     for list_id, wanted in by_list.items():
         for group in _groups(wanted, planned, settings):
+            n_passes += 1
             for start, stop in slice_bounds(group[0].n_rows):
-                here = tuple(e.wanted for e in group if (start, stop) in missing[e.key])
+                used = [e for e in group if (start, stop) in wanted_slices[e.key]]
+                here = tuple(e.wanted for e in used)
                 if not here:
                     continue
-                used = [e for e in group if e.wanted in here]
                 # Outputs of one encoder at one geometry come from one forward, and encoders share what is decoded.
                 seconds = sum(_largest(((e.wanted.encoder, e.wanted.geometry), e.seconds_per_row) for e in used).values())
                 seconds += sum(_largest((e.wanted.geometry, e.decode_seconds) for e in used).values())
@@ -154,16 +166,16 @@ def _pass_units(
                     )
                 )
                 rows += stop - start
-    return units, rows
+    return units, n_passes, rows
 
 
 def _groups(wanted: Sequence[Entry], planned: Mapping[str, PlannedEncoder], settings: RunSettings) -> list[list[Entry]]:
-    limit = 4e9 if settings.device_kind == "cpu" else 2e10  # bytes of weights per worker
+    limit = encoder_limit(settings.devices)
     groups: list[list[Entry]] = []
     held: set[str] = set()
     size = 0.0
     for entry in sorted(wanted, key=lambda e: e.wanted.encoder):
-        weight = 4.0 * planned[entry.wanted.encoder].spec.n_params
+        weight = weight_bytes(planned[entry.wanted.encoder].spec)
         if not groups or (entry.wanted.encoder not in held and size + weight > limit):
             groups.append([])
             held, size = set(), 0.0

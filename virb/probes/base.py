@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from virb.errors import UserError
 from virb.metrics.base import Statistics
+from virb.sources import import_attribute
 
 Selection = Literal["val", "test-last", "test-best"]
 FIT, SELECT, REPORT, AUX, REPORT_UNLABELLED = "fit", "select", "report", "aux", "report-unlabelled"
@@ -215,8 +216,7 @@ def probe_names() -> Sequence[str]:
 def find_probe(name: str) -> Any:
     """A built-in probe by name, or a user's own by ``module:Class``. KeyError when there is none."""
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return import_attribute(name, "probe")
     _load_builtin()
     return _PROBES[name]
 

@@ -79,12 +79,13 @@ def encoded_rows(
     encoder: Encoder,
     device: torch.device,
     options: PassOptions,
+    memory: Memory | None = None,
 ) -> EncodedRows:
     """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers.
 
     Reading an image that cannot be decoded, or a value that is not finite, raises: who wants to go on without them asks beforehand.
     """
-    memory = Memory()
+    memory = memory or Memory()
 
     def read(rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
         found: list[torch.Tensor] = []

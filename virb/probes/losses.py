@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from virb.errors import UserError, ViRBError
+from virb.errors import UserError, ViRBError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,5 @@ LOSSES = {
 
 def find_loss(name: str) -> Loss:
     if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=1)
-        raise UserError(f'no loss "{name}" for this probe' + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(LOSSES)}"))
+        raise UserError(f'no loss "{name}" for this probe{did_you_mean(name, LOSSES) or "; there is " + ", ".join(LOSSES)}')
     return LOSSES[name]

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import virb
+from virb.io import available_cores
 from virb.results.schema import Hardware, Provenance
 
 # What can change a number; absent ones are left out.
@@ -94,12 +95,8 @@ def git_state(checkout: Path) -> tuple[str | None, str | None]:
 
 @lru_cache(maxsize=1)
 def hardware() -> Hardware:
-    return Hardware(cpu=_cpu_model(), cores=_cores(), memory_bytes=_memory_bytes(), gpus=_gpu_names(), platform=platform.platform())
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores, memory = available_cores(), _memory_bytes()
+    return Hardware(cpu=_cpu_model(), cores=cores, memory_bytes=memory, gpus=_gpu_names(), platform=platform.platform())
 
 
 def _cpu_model() -> str:

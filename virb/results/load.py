@@ -17,18 +17,18 @@ from virb.metrics.base import find_metric
 from virb.results.reference import reference_of
 from virb.results.samples import read_samples
 from virb.results.schema import Job, MetricRecord, SurfaceRow, validate
-from virb.results.store import RESULTS, RUNS, SAMPLES, job_files
+from virb.results.store import FAILED, JOB, RESULTS, RUNS, SAMPLES, job_files
 
 # In this order, always all of them; what is unknown is missing. Hyper-parameters follow as `settings.<name>`.
 COLUMNS = {
-    "encoder": "str", "label": "str", "task": "str", "level": "str", "kind": "str", "dataset": "str", "probe": "str", "protocol": "str",
-    "selection": "str", "config": "str", "chosen": "boolean", "metric": "str", "primary": "boolean", "value": "float64",
-    "ci_low": "float64", "ci_high": "float64", "unit": "str", "higher_is_better": "boolean", "select_value": "float64",
-    "select_loss": "float64", "train_value": "float64", "train_loss": "float64", "test_loss": "float64", "epoch": "Int64",
-    "diverged": "boolean", "n_samples": "Int64", "n_units": "Int64", "n_classes": "Int64", "seeds": "object", "n_params": "Int64",
-    "embed_dim": "Int64",
+    "encoder": "str", "label": "str", "task": "str", "level": "str", "kind": "str", "dataset": "str", "probe": "str", "features": "str",
+    "geometry": "str", "views": "str", "precision": "str", "protocol": "str", "selection": "str", "config": "str", "chosen": "boolean",
+    "metric": "str", "primary": "boolean", "value": "float64", "ci_low": "float64", "ci_high": "float64", "unit": "str",
+    "higher_is_better": "boolean", "select_value": "float64", "select_loss": "float64", "train_value": "float64", "train_loss": "float64",
+    "test_loss": "float64", "epoch": "Int64", "refit": "boolean", "diverged": "boolean", "n_samples": "Int64", "n_units": "Int64",
+    "n_classes": "Int64", "seeds": "str", "n_params": "Int64", "embed_dim": "Int64", "encoder_id": "str", "encoder_source": "str",
+    "virb_version": "str", "finished": "str", "newer_failed": "str",
     "reference": "float64", "reference_difference": "float64", "reference_tolerance": "float64", "reference_source": "str",
-    "encoder_id": "str", "encoder_source": "str", "virb_version": "str", "finished": "str",
 }  # fmt: skip
 VIRB_2021_KEYS = {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
 
@@ -46,7 +46,8 @@ def load_results(
         items: A row per sample of the report split instead (of the chosen config): its ids, target, prediction, and the value of each
             metric on this sample alone. ``run`` counts the seeds.
 
-    Values of unit ``%`` are fractions in [0, 1]. Files that are broken or not ViRB's are skipped with a warning.
+    Values of unit ``%`` are fractions in [0, 1]. Where a newer attempt with other settings failed, the rows are those of the finished job,
+    and ``newer_failed`` says why it did. Files that are broken or not ViRB's are skipped with a warning.
     """
     root = Path(out)
     if not root.is_dir():
@@ -55,15 +56,21 @@ def load_results(
     if items:
         tables = [table for job in jobs for table in _item_rows(root, job)]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    rows = [row for job in jobs for row in _job_rows(job, all_configs, metrics == "all")]
+    failures = {(job.encoder.name, job.task.label): job.error.message for job in load_jobs(root, "failed") if job.error}
+    rows = []
+    for job in jobs:
+        newer_failed = failures.get((job.encoder.name, job.task.label))
+        rows += [{**row, "newer_failed": newer_failed} for row in _job_rows(job, all_configs, metrics == "all")]
     rows += list(_old_rows(root))
     return _typed(rows)
 
 
 def load_jobs(out: str | Path, status: Literal["done", "failed"] | None = "done") -> list[Job]:
-    """The records of all jobs with this status (None: any), by encoder and label; broken and foreign files are skipped with a warning."""
+    """The records of all jobs with this status (None: any), by encoder and label; broken and foreign files are skipped with a warning.
+    A finished job whose newer attempt failed is in both."""
+    names = {"done": (JOB,), "failed": (FAILED,), None: (JOB, FAILED)}[status]
     jobs = []
-    for path in job_files(Path(out)):
+    for path in sorted(path for name in names for path in job_files(Path(out), name)):
         try:
             record = validate(path)
         except ViRBError as error:
@@ -77,7 +84,8 @@ def load_jobs(out: str | Path, status: Literal["done", "failed"] | None = "done"
 def _job_rows(job: Job, all_configs: bool, all_metrics: bool) -> Iterator[dict[str, Any]]:
     common = {
         "encoder": job.encoder.name, "label": job.task.label, "task": job.task.id, "level": job.task.level, "kind": job.task.kind,
-        "dataset": job.task.dataset, "probe": job.task.probe, "protocol": _protocol_name(job), "selection": job.selection,
+        "dataset": job.task.dataset, "probe": job.task.probe, "features": " ".join(job.task.features), "geometry": _geometry(job),
+        "views": _views(job), "precision": job.provenance.precision, "protocol": _protocol_name(job), "selection": job.selection,
         "n_classes": job.task.n_classes, "n_params": job.encoder.n_params, "embed_dim": job.encoder.embed_dim,
         "encoder_id": job.encoder.id, "encoder_source": job.encoder.source, "virb_version": job.provenance.virb_version,
         "finished": job.provenance.finished,
@@ -117,14 +125,31 @@ def _protocol_name(job: Job) -> str:
     return f"{job.protocol.name}, changed: {{{changed}}}" if changed else job.protocol.name
 
 
+def _geometry(job: Job) -> str | None:
+    """``224px``: the size alone; how it was reached is in the protocol card."""
+    card = job.protocol.values.get("geometry")
+    if card is None or "size" not in card.value:
+        return None
+    size = card.value["size"]
+    if size is None:
+        return "native size"
+    return f"{size[0]}px" if size[0] == size[1] else f"{size[0]}x{size[1]}px"
+
+
+def _views(job: Job) -> str | None:
+    card = job.protocol.values.get("views")
+    return None if card is None else str(card.value)
+
+
 def _config_numbers(runs: Sequence[SurfaceRow]) -> dict[str, Any]:
     epochs = {run.epoch for run in runs}
     numbers: dict[str, Any] = {
-        "seeds": [run.seed for run in runs],
+        "seeds": " ".join(str(run.seed) for run in runs),
         "train_loss": _mean([run.train_loss for run in runs]),
         "select_loss": _mean([run.select_loss for run in runs]),
         "test_loss": _mean([run.report_loss for run in runs]),
         "epoch": epochs.pop() if len(epochs) == 1 else None,
+        "refit": any(run.refit for run in runs),
         "diverged": any(run.diverged for run in runs),
     }
     return numbers | {f"settings.{key}": value for run in runs[:1] for key, value in _flat(run.settings)}

@@ -1,4 +1,5 @@
-"""The records that ViRB writes, strict in both directions: ``results.json`` (a training config), ``job.json`` and ``runs/<time>.json``.
+"""The records that ViRB writes, strict in both directions: ``results.json`` (a training config), ``job.json`` and ``failed.json`` (a job),
+and ``runs/<time>.json``.
 
 Every record has ``kind`` and ``schema_version``. ``python -m virb.results.schema`` writes the JSON Schemas that lie in ``schemas/``; run it
 after changing a record, and raise the version when files of before would no longer validate.
@@ -70,6 +71,7 @@ class TrainingConfigResult(Record):
     chosen: bool = False
     diverged: bool = False
     epoch: int | None = Field(None, description="the chosen epoch, 1-based; null without epochs or when the seeds differ (see job.json)")
+    refit: bool = Field(False, description="test_* are of the head trained again on fit + select; train_* and select_* of the one before")
 
 
 class EncoderInfo(Record):
@@ -102,6 +104,7 @@ class TaskInfo(Record):
     classes: list[str] | None = Field(None, description="names of the classes, in the order of a head's outputs")
     roles: dict[str, RoleInfo] = Field(default_factory=dict)
     image_list_ids: dict[str, str] = Field(default_factory=dict, description="by name of the image list")
+    data: dict[str, Any] = Field(default_factory=dict, description="options of the dataset, resolved")
 
 
 class ProtocolValue(Record):
@@ -144,6 +147,7 @@ class SurfaceRow(Record):
     report_metrics: dict[str, Number] = Field(default_factory=dict)
     epoch: int | None = None
     diverged: bool = False
+    refit: bool = Field(False, description="report_* are of the head trained again on fit + select; train_* and select_* of the one before")
 
 
 class RunInfo(Record):
@@ -193,7 +197,7 @@ class Provenance(Record):
     seeds: list[int] = Field(default_factory=list)
     precision: str | None = None
     command: list[str] = Field(default_factory=list)
-    config_text: str | None = Field(None, description="the job's own part of the files, as read")
+    config_text: str | None = Field(None, description="the task's own part of its file and the file's defaults, as read")
     started: str = Field(description="UTC, ISO 8601")
     finished: str | None = None
 
@@ -205,7 +209,8 @@ class JobError(Record):
 
 
 class Job(Record):
-    """One encoder on one task, all training configs included. A file with status ``done`` means that everything beside it is complete."""
+    """One encoder on one task, all training configs included. ``job.json`` has status ``done`` and means that everything beside it is
+    complete; ``failed.json`` has status ``failed``."""
 
     kind: Literal["job"] = "job"
     schema_version: Literal[1] = 1
@@ -232,13 +237,31 @@ class Job(Record):
         return next((metric for metric in self.metrics if metric.primary), None)
 
 
+class RunOptions(Record):
+    """What the command line (or the Python API) asked for, with its defaults; null leaves the choice to ViRB."""
+
+    out: str = "out"
+    data_root: str = "data"
+    cache_dir: str | None = None
+    cache_budget: str = "80%"
+    no_cache: bool = False
+    devices: list[str] = Field(default_factory=lambda: ["cpu"])
+    precision: str = "float32"
+    input_size: int | None = None
+    protocol: str | None = None
+    num_workers: int | None = None
+    force: bool = False
+    seed: int = 0
+    keep_heads: Literal["chosen", "all", "none"] = "chosen"
+
+
 class RunRecord(Record):
     """One call of ViRB: what was asked, what was done and what was skipped."""
 
     kind: Literal["run"] = "run"
     schema_version: Literal[1] = 1
     files: dict[str, str] = Field(default_factory=dict, description="every file as it was read")
-    options: dict[str, Any] = Field(default_factory=dict, description="the command line, resolved")
+    options: RunOptions = Field(default_factory=RunOptions, description="the command line, resolved")
     plan: dict[str, Any] = Field(default_factory=dict, description="jobs, passes, geometries, sizes")
     done: list[str] = Field(default_factory=list, description="<encoder>/<label>")
     skipped: list[str] = Field(default_factory=list)

@@ -1,10 +1,11 @@
 """The results store: where the files of a job lie, and an order of writing that a crash cannot fool.
 
-    <out>/<encoder>/<label>/job.json, samples.npz
+    <out>/<encoder>/<label>/job.json, samples.npz, failed.json
     <out>/<encoder>/<label>-<training config>/results.json, model_head.pt
     <out>/runs/<time>.json
 
-``job.json`` is taken away first and written last, so its presence means that everything else of the job is there and belongs to it.
+``job.json`` is taken away first and written last, so its presence means that everything else of the job is there and belongs to it. An
+attempt that failed leaves ``failed.json`` and touches nothing else: only a finished job takes the place of a finished job.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from virb.errors import UserError, ViRBError
-from virb.io import read_json, write_atomic, write_json, writing
+from virb.io import make_folder, read_json, write_atomic, write_json, writing
 from virb.results.samples import SampleArrays, read_samples, write_samples
 from virb.results.schema import IndexList, Job, RunRecord, TrainingConfigResult, validate
 
 if TYPE_CHECKING:
     import torch
 
-JOB, SAMPLES, RESULTS, HEAD, RUNS, EVENTS = "job.json", "samples.npz", "results.json", "model_head.pt", "runs", "events.out.tfevents.*"
+JOB, FAILED, SAMPLES, RESULTS, HEAD, RUNS = "job.json", "failed.json", "samples.npz", "results.json", "model_head.pt", "runs"
+EVENTS = "events.out.tfevents.*"
 # Longer index lists go to samples.npz, so that job.json stays readable.
 LONGEST_LIST_IN_JSON = 200
 _NAME = re.compile(r"[A-Za-z0-9._@+-]+")
@@ -49,14 +51,22 @@ def config_folder(out: Path, encoder: str, label: str, config: str) -> Path:
     return job_folder(out, encoder, f"{label}-{check_name(config)}")
 
 
-def job_files(out: Path) -> Iterator[Path]:
-    """Every ``job.json`` of the store, by encoder and label."""
-    yield from sorted(path for path in Path(out).glob(f"*/*/{JOB}") if path.parent.parent.name != RUNS)
+def job_files(out: Path, name: str = JOB) -> Iterator[Path]:
+    """Every ``job.json`` (or ``failed.json``) of the store, by encoder and label."""
+    yield from sorted(path for path in Path(out).glob(f"*/*/{name}") if path.parent.parent.name != RUNS)
 
 
 def read_job(out: Path, encoder: str, label: str) -> Job | None:
-    """The job's record, done or failed; None when there is none."""
-    path = job_folder(out, encoder, label) / JOB
+    """The record of the finished job; None when there is none."""
+    return _read_record(job_folder(out, encoder, label) / JOB)
+
+
+def read_failure(out: Path, encoder: str, label: str) -> Job | None:
+    """The record of an attempt that failed and was not made good since; None when there is none."""
+    return _read_record(job_folder(out, encoder, label) / FAILED)
+
+
+def _read_record(path: Path) -> Job | None:
     if not path.exists():
         return None
     record = validate(path)
@@ -87,7 +97,7 @@ def conflicts(out: Path, encoder: str, label: str, configs: Sequence[str]) -> li
         owner = _read_loosely(folder / RESULTS)
         if owner.get("kind") == "training_config" and owner.get("label") != label:
             problems.append(f"{folder} holds training config {owner.get('config')} of label {owner.get('label')}")
-        if (folder / JOB).exists():
+        if (folder / JOB).exists() or (folder / FAILED).exists():
             problems.append(f"{folder} holds the job of label {folder.name}")
     return problems
 
@@ -100,11 +110,13 @@ def write_job(
     samples: SampleArrays | None,
     index_lists: Mapping[str, Sequence[int] | np.ndarray] | None = None,
     keep_heads: Literal["all", "chosen", "none"] = "chosen",
+    curves: Path | None = None,
 ) -> Path:
     """Writes a finished job and returns the path of its ``job.json``.
 
-    ``heads`` are state dicts by config name; ``index_lists`` are filled into the record, long ones into ``samples.npz``. What an earlier
-    job of the same encoder and label left (configs that no longer exist, heads that are not kept) goes.
+    ``heads`` are state dicts by config name; ``index_lists`` are filled into the record, long ones into ``samples.npz``; the TensorBoard
+    files in ``curves`` (of a config: in its folder there) move to their places. What an earlier job of the same encoder and label left
+    (configs that no longer exist, heads that are not kept, curves, a failure) goes.
     """
     encoder, label = job.encoder.name, job.task.label
     foreign = [result.config for result in configs if (result.encoder, result.label, result.key) != (encoder, label, job.key)]
@@ -125,26 +137,28 @@ def write_job(
             _write_head(place / HEAD, heads[result.config])
         else:
             _remove(place / HEAD)
+        _move_events(curves / result.config if curves else None, place)
         write_json(place / RESULTS, result.model_dump(mode="json"))
+    _move_events(curves, folder)
     long_lists = {name: indices for name, indices in lists.items() if len(indices) > LONGEST_LIST_IN_JSON}
     if samples is not None or long_lists:
         write_samples(folder / SAMPLES, _with_lists(samples, long_lists))
     else:
         _remove(folder / SAMPLES)
+    _remove(folder / FAILED)
     write_json(folder / JOB, job.model_dump(mode="json"))
     return folder / JOB
 
 
 def write_failure(out: Path, job: Job) -> bool:
-    """Records why a job failed, in place of what an earlier job with another key left. A finished job with the same key (it was run again
-    by ``--force``) is as good as before and stays; then nothing is written and the answer is False."""
+    """Records why a job failed, beside what an earlier job left: its results stay. A finished job with the same key (it was run again by
+    ``--force``) is as good as before; then nothing is written and the answer is False."""
     if job.status != "failed" or job.error is None:
         raise ValueError(f"Expected a failed job with its error, but got status {job.status}")
     encoder, label = job.encoder.name, job.task.label
     if finished(out, encoder, label, job.key):
         return False
-    remove_job(out, encoder, label)
-    write_json(job_folder(out, encoder, label) / JOB, job.model_dump(mode="json"))
+    write_json(job_folder(out, encoder, label) / FAILED, job.model_dump(mode="json"))
     return True
 
 
@@ -154,6 +168,8 @@ def remove_job(out: Path, encoder: str, label: str) -> None:
     _remove(folder / JOB)
     _remove_configs(out, encoder, label, keep=set())
     _remove(folder / SAMPLES)
+    _remove(folder / FAILED)
+    remove_events(folder)
     _remove_if_empty(folder)
 
 
@@ -161,6 +177,21 @@ def remove_events(folder: Path) -> None:
     """Takes the TensorBoard files of an earlier run away, so that curves never mix."""
     for path in folder.glob(EVENTS):
         _remove(path)
+
+
+def _move_events(source: Path | None, folder: Path) -> None:
+    """The curves of this job take the place of those of an earlier one."""
+    remove_events(folder)
+    for path in sorted(source.glob(EVENTS)) if source else ():
+        with writing(folder):
+            make_folder(folder)
+            path.replace(folder / path.name)
+
+
+def missing_heads(out: Path, job: Job) -> list[str]:
+    """Training configs of a finished job whose heads were not kept. Those that diverged have none."""
+    names = dict.fromkeys(row.config for row in job.surface if not row.diverged)
+    return [name for name in names if not (config_folder(out, job.encoder.name, job.task.label, name) / HEAD).exists()]
 
 
 def write_run(out: Path, record: RunRecord, path: Path | None = None) -> Path:

@@ -1,12 +1,16 @@
-"""Live TensorBoard curves of a job: a folder per training config, or one folder with a tag per config when there are many."""
+"""Live TensorBoard curves of a job: a folder per training config, or one folder with a tag per config when there are many.
+
+They are written to a folder of their own while the job runs, and move to its results when it is done; so a job that fails or is killed
+takes nothing from the curves of the job before it."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from virb.io import writing
-from virb.results.store import config_folder, job_folder, remove_events
 
 _MANY = 16
 
@@ -14,12 +18,12 @@ _MANY = 16
 class Curves:
     """Writers are opened when something is written; close them at the end of the job."""
 
-    def __init__(self, out: Path, encoder: str, label: str, configs: list[str]) -> None:
-        self._folders = {name: config_folder(out, encoder, label, name) for name in configs}
-        self._together = job_folder(out, encoder, label) if len(configs) > _MANY else None
+    def __init__(self, folder: Path, configs: Sequence[str]) -> None:
+        self.folder = folder
+        self._folders = {name: folder / name for name in configs}
+        self._together = folder if len(configs) > _MANY else None
         self._writers: dict[Path, Any] = {}
-        for folder in [job_folder(out, encoder, label), *self._folders.values()]:
-            remove_events(folder)  # curves of an earlier run never mix in; a resumed job tells its past epochs again
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed run: a resumed job tells its past epochs again
 
     def add(self, config: str, tag: str, value: float, step: int) -> None:
         folder = self._together or self._folders.get(config)

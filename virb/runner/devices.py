@@ -5,12 +5,10 @@ A CPU worker computes with one thread, whatever the number of workers: so number
 
 from __future__ import annotations
 
-import math
-import os
 import re
-from pathlib import Path
 
 from virb.errors import UserError
+from virb.io import available_cores
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
@@ -41,16 +39,6 @@ def parse_devices(text: str) -> tuple[str, ...]:
     if len({name.split(":")[0] for name in names}) > 1:
         raise UserError(f"--devices {text}: mixing cpu and cuda would make numbers depend on who did what; use one kind")
     return tuple(names)
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its container where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return cores
 
 
 def set_up(device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,11 @@ def clock_text(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def worker_names(devices: Sequence[str]) -> list[str]:
+    """The devices, numbered where several workers share one: ``cpu:0``, ``cpu:1``."""
+    return [f"{name}:{i}" if devices.count(name) > 1 else name for i, name in enumerate(devices)]
+
+
 class Progress:
     """Keeps count of everything; the two displays below draw it."""
 
@@ -60,7 +66,7 @@ class Progress:
         self.plan, self.graph, self.console = plan, graph, console
         self.clock = Clock(graph)
         self.slots = [_Slot() for _ in plan.settings.devices]
-        self.devices = plan.settings.devices
+        self.names = worker_names(plan.settings.devices)
         self.rows = 0
         self.rows_total = plan.rows_to_decode
         self.jobs_done = 0
@@ -110,6 +116,11 @@ class Progress:
     def _rows_now(self) -> int:
         return self.rows + sum(slot.done for slot in self.slots if slot.unit and slot.unit.kind == "pass")
 
+    def _counts(self, slot: _Slot) -> str:
+        """``256/512``, and for a pass the rows of all passes of all workers too."""
+        own = f"{slot.done:,}/{slot.total:,}" if slot.total else "starting"
+        return f"{own}, all {self._rows_now():,}/{self.rows_total:,}" if slot.unit and slot.unit.kind == "pass" else own
+
     def _rate(self) -> float:
         return self._rows_now() / max(self.clock.elapsed, 1e-3)
 
@@ -134,16 +145,14 @@ class LineProgress(Progress):
         if time.monotonic() - self._last < _LINE_EVERY:
             return
         self._last = time.monotonic()
-        for device, slot in zip(self.devices, self.slots, strict=True):
+        for name, slot in zip(self.names, self.slots, strict=True):
             if slot.unit is None:
                 continue
+            eta = f"eta {clock_text(self._left())}"
             if slot.unit.kind == "pass":
-                self.say(
-                    f"{device}  {slot.unit.title}   {self._rows_now():,}/{self.rows_total:,}   {self._rate():,.0f} img/s {self._bound()}   "
-                    f"eta {clock_text(self._left())}"
-                )
+                self.say(f"{name}  {slot.unit.title}   {self._counts(slot)}   {self._rate():,.0f} img/s {self._bound()}   {eta}")
             else:
-                self.say(f"{device}  {slot.unit.title}  {slot.phase}   {slot.done:,}/{slot.total:,}   eta {clock_text(self._left())}")
+                self.say(f"{name}  {slot.unit.title}  {slot.phase}   {self._counts(slot)}   {eta}")
 
 
 class LiveProgress(Progress):
@@ -174,14 +183,13 @@ class LiveProgress(Progress):
         table = Table.grid(padding=(0, 2))
         for _ in range(5):
             table.add_column(no_wrap=True)
-        for device, slot in zip(self.devices, self.slots, strict=True):
+        for name, slot in zip(self.names, self.slots, strict=True):
             if slot.unit is None:
-                table.add_row(device, "waiting", "", "", "")
+                table.add_row(name, "waiting", "", "", "")
                 continue
             title = slot.unit.title if slot.unit.kind == "pass" else f"{slot.unit.title}  {slot.phase}"
-            done, total = (self._rows_now(), self.rows_total) if slot.unit.kind == "pass" else (slot.done, slot.total)
             rate = f"{self._rate():,.0f} img/s  {self._bound()}" if slot.unit.kind == "pass" else ""
-            table.add_row(device, title, ProgressBar(total or 1, done, width=20), f"{done:,}/{total:,}", rate)
+            table.add_row(name, title, ProgressBar(slot.total or 1, slot.done, width=20), self._counts(slot), rate)
         jobs = f"{self.jobs_done + self.jobs_failed}/{len(self.plan.to_do)} jobs" + (
             f", {self.jobs_failed} failed" if self.jobs_failed else ""
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class JobFacts:
     index_lists: dict[str, list[int]] = field(default_factory=dict)
     heads: list[dict[str, Any]] = field(default_factory=list)  # of an eval-only job: which files, with their hashes
     timings: list[schema.Timing] = field(default_factory=list)
+    curves: Path | None = None  # where the TensorBoard files of the running job are
+    notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str, began: float, items: int | None = None) -> None:
         self.timings.append(schema.Timing(stage=name, seconds=round(time.perf_counter() - began, 3), items=items))
@@ -84,7 +87,8 @@ def write_outcome(facts: JobFacts, outcome: Outcome) -> str:
         statistics={m.name: [c[m.name] for c in chosen] for m in metrics},
     )
     keep: Any = facts.context.settings.keep_heads
-    write_job(facts.context.settings.out, record, configs, heads, arrays, {**facts.index_lists, **outcome.index_lists}, keep)
+    lists = {**facts.index_lists, **outcome.index_lists}
+    write_job(facts.context.settings.out, record, configs, heads, arrays, lists, keep, facts.curves)
     values = [(m.title, n) for m, n in zip(metrics, numbers, strict=True) if n.value is not None]
     return ", ".join(f"{title} {format_value(n.value, n.ci_low, n.ci_high, n.unit)}" for title, n in values if n.value is not None)
 
@@ -190,6 +194,7 @@ def _config_record(
         chosen=name == outcome.chosen,
         diverged=any(c.diverged for c in found),
         epoch=epochs.pop() if len(epochs) == 1 else None,
+        refit=job.task.refit and name == outcome.chosen,
     )
 
 
@@ -214,6 +219,7 @@ def _job_record(
             report_metrics=_values(metrics, scored.get((run.seed, name))),
             epoch=config.epoch,
             diverged=config.diverged,
+            refit=job.task.refit and name == outcome.chosen,
         )
         for run in outcome.runs
         for name, config in run.configs.items()
@@ -227,7 +233,7 @@ def _job_record(
         )
         for run in outcome.runs
     ]
-    notes = [*outcome.notes, *(note for run in outcome.runs for c in run.configs.values() for note in c.notes)]
+    notes = [*facts.notes, *outcome.notes, *(note for run in outcome.runs for c in run.configs.values() for note in c.notes)]
     return _skeleton(facts, "done").model_copy(
         update={
             "selection": outcome.selected_on if outcome.selected_on == "none" else job.task.selection,
@@ -241,7 +247,7 @@ def _job_record(
 
 
 def record_failure(context: RunContext, job: Job, reason: str, device: str) -> None:
-    """A job that failed has a ``job.json`` that says why, unless an equal one was done before."""
+    """A job that failed has a ``failed.json`` that says why, unless an equal one was done before."""
     facts = JobFacts(job, context, device, utc_now())
     message, _, trace = reason.partition("\nTraceback")
     error = schema.JobError(message=message, hint="mend it and run the same command again", traceback=f"Traceback{trace}" if trace else "")
@@ -274,6 +280,7 @@ def _skeleton(facts: JobFacts, status: Any) -> schema.Job:
             classes=list(job.classes) if job.classes else None,
             roles=roles,
             image_list_ids={plan.samples.images: plan.list_id for plan in job.roles.values()},
+            data=_jsonable(dict(task.data)),
         ),
         protocol=_card(facts),
         selection=task.selection,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from virb.errors import Problem, UserError
+from virb.errors import Problem, UserError, did_you_mean
+from virb.io import can_write, existing_parent
 from virb.plan.jobs import RunSettings
 from virb.plan.units import parse_budget
 from virb.runner.devices import parse_devices, resolve_precision
 from virb.tasks.protocols import PROTOCOLS, no_protocol
 
+COMMAND_LINE = "command line"
 KEEP_HEADS = ("chosen", "all", "none")
 DATA_ROOT = Path("data")
 
@@ -34,8 +36,11 @@ class _Options:
 
     def whole(self, name: str, least: int, default: int | None = None) -> int | None:
         value = self.get(name)
+        if isinstance(value, str) and self._place == COMMAND_LINE:  # where all is text
+            with suppress(ValueError):
+                value = int(value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            self.wrong(name, f"{value} is not a whole number of at least {least}")
+            self.wrong(name, f"{value!r} is not a whole number of at least {least}")
             return default
         return default if value is None else value
 
@@ -50,13 +55,13 @@ class _Options:
         if value is None:
             return None
         path = Path(value).expanduser()
-        there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        there = existing_parent(path)
         if not there.is_dir():
             self.wrong(name, f"{there} is a file, not a folder")
         return path
 
 
-def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str = "command line") -> RunSettings:
+def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str = COMMAND_LINE) -> RunSettings:
     """Options by name, None for those not given. What cannot be used goes to ``problems``, and the default stands in for it."""
     options = _Options(given, place, problems)
     devices, precision = _devices(options)
@@ -67,7 +72,7 @@ def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str 
     cache_dir, no_cache = options.folder("cache_dir"), options.switch("no_cache")
     if cache_dir is not None and no_cache:
         options.wrong("no_cache", "keeps nothing, but --cache_dir says where to keep it; leave out one of them")
-    elif cache_dir is not None and not _writable(cache_dir):
+    elif cache_dir is not None and not can_write(cache_dir):
         options.wrong("cache_dir", f"{cache_dir} cannot be written; choose a folder you may write to")
     budget = str(options.get("cache_budget", "80%"))
     try:
@@ -81,7 +86,8 @@ def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str 
         protocol = None
     keep_heads = options.get("keep_heads", KEEP_HEADS[0])
     if keep_heads not in KEEP_HEADS:
-        options.wrong("keep_heads", f"{keep_heads!r} is none of {', '.join(KEEP_HEADS)}")
+        options.wrong("keep_heads", f"{keep_heads!r} is none of {', '.join(KEEP_HEADS)}{did_you_mean(str(keep_heads), KEEP_HEADS)}")
+        keep_heads = KEEP_HEADS[0]
     return RunSettings(
         out=out,
         data_root=data_root or DATA_ROOT,
@@ -111,8 +117,3 @@ def _devices(options: _Options) -> tuple[tuple[str, ...], str]:
     except UserError as error:
         options.wrong("precision", str(error))
         return devices, "float32"
-
-
-def _writable(folder: Path) -> bool:
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    return os.access(there, os.W_OK | os.X_OK)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,24 +17,26 @@ from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
 from virb.features.cache import FeatureCache
 from virb.features.feature_set import EncodedRows, MappedRows, Rows
-from virb.features.passes import PassOptions, run_slice
-from virb.io import make_folder
+from virb.features.limits import encoder_limit, free_memory, weight_bytes
+from virb.features.passes import Memory, PassOptions, run_slice
+from virb.io import available_cores, make_folder
 from virb.metrics.base import find_metric
 from virb.plan.graph import Unit, UnitReport
 from virb.plan.jobs import Job, PassWork, RolePlan, RunContext
+from virb.plan.samples import class_numbers
 from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, is_labelled
 from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, usable_samples
 from virb.probes.score import score_heads
 from virb.probes.selection import hold_out
+from virb.results import schema
 from virb.results.environment import utc_now
 from virb.runner.curves import Curves
-from virb.runner.devices import available_cores, set_up
+from virb.runner.devices import set_up
 from virb.runner.heads import given_heads
 from virb.runner.records import JobFacts, report_role, write_outcome
 from virb.tasks.resolve import get_probe
 
 ENCODE_BATCH = {"cpu": 32, "cuda": 256}  # fixed per kind of device: the shape of a batch can change the last bits of its values
-_KEEP_ENCODERS = 8  # loaded at once in a worker; a pass over more loads them all for as long as it needs them
 Tell = Callable[[str, int, int], None]
 
 
@@ -53,34 +54,46 @@ class _Doer:
         per_worker = max(1, available_cores() // len(settings.devices))
         threads = settings.num_workers if settings.num_workers is not None else (0 if device.type == "cpu" else min(16, per_worker))
         self.options = PassOptions(settings.numerics, ENCODE_BATCH[device.type], threads)
-        self._encoders: OrderedDict[str, Encoder] = OrderedDict()
+        self.memory = Memory()  # what running out of memory has taught of each encoder, for all units
+        self._encoders: OrderedDict[str, Encoder] = OrderedDict()  # the one used last at the end
+        self._limit = encoder_limit(settings.devices)
+        self._opened: dict[str, MappedRows] = {}  # entries that the job at hand has read and checked
 
     def __call__(self, unit: Unit, tell: Tell) -> UnitReport:
         return self._pass(unit.payload, tell) if unit.kind == "pass" else self._job(self.context.jobs[unit.payload], tell)
 
-    def encoder(self, name: str) -> Encoder:
-        """The encoder on this worker's device, checked to be the one that was planned."""
+    def encoder(self, name: str, together: Collection[str] = ()) -> Encoder:
+        """The encoder on this worker's device, checked to be the one that was planned. As many are kept as the plan puts into one pass;
+        those that are used ``together`` with this one always."""
         if name in self._encoders:
             self._encoders.move_to_end(name)
             return self._encoders[name]
         planned = self.context.encoders[name]
+        self._make_room(weight_bytes(planned.spec), together)
         encoder = load_encoder(planned.source, name=name, seed=self.context.settings.seed)
         if encoder.spec.encoder_id != planned.spec.encoder_id:
             raise ViRBError(f"the weights of {name} changed since the run was planned; run the same command again")
         self._encoders[name] = encoder.to(self.device)
-        while len(self._encoders) > _KEEP_ENCODERS:
-            self._encoders.popitem(last=False)
         return encoder
+
+    def _make_room(self, needed: float, together: Collection[str]) -> None:
+        held = {name: weight_bytes(self.context.encoders[name].spec) for name in self._encoders}
+        for name in held:
+            if sum(held[other] for other in self._encoders) + needed <= self._limit:
+                return
+            if name not in together:
+                del self._encoders[name]
 
     def _pass(self, work: PassWork, tell: Tell) -> UnitReport:
         images = self.context.lists[work.list_id]
         wanted = [item for item in work.wanted if not self.cache.has_slice(item.key, work.start)]
         report = UnitReport()
         encoders: dict[str, Encoder] = {}
+        together = {item.encoder for item in work.wanted}
         for item in wanted:
             if item.encoder not in encoders and item.key not in report.failed:
                 try:
-                    encoders[item.encoder] = self.encoder(item.encoder)
+                    encoders[item.encoder] = self.encoder(item.encoder, together)
                 except ViRBError as error:
                     report.failed.update({other.key: str(error) for other in wanted if other.encoder == item.encoder})
         wanted = [item for item in wanted if item.key not in report.failed]
@@ -99,6 +112,7 @@ class _Doer:
             self.device,
             self.options,
             lambda rows: tell("encoding", rows, total),
+            self.memory,
         )
         report.failed.update(done.failed)
         report.notes += done.notes
@@ -110,10 +124,12 @@ class _Doer:
         started, began = utc_now(), time.perf_counter()
         settings = self.context.settings
         scratch = make_folder(settings.out / ".jobs" / job.encoder / job.label / job.key[:16])
-        curves = Curves(settings.out, job.encoder, job.label, list(job.task.configs))
-        facts = JobFacts(job, self.context, str(self.device), started)
+        curves = Curves(scratch.parent / "curves", list(job.task.configs))
+        facts = JobFacts(job, self.context, str(self.device), started, curves=curves.folder)
         context = Context(self.device, scratch, tell, curves.add)
         probe = None if job.heads else get_probe(job.task.probe)()
+        self._opened.clear()
+        self.memory.notes.clear()
         try:
             chosen = self._usable(job, facts)
             probe_settings = _settings(job)
@@ -138,6 +154,7 @@ class _Doer:
                 outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
             facts.stage("probe", began, outcome_epochs(outcome))
             curves.close()  # before the record that says that everything is there
+            self._add_pass_facts(job, facts)
             summary = write_outcome(facts, outcome)
         except torch.OutOfMemoryError as error:
             raise ViRBError(
@@ -145,8 +162,9 @@ class _Doer:
             ) from error
         finally:
             curves.close()
+            self._opened.clear()
         shutil.rmtree(scratch.parent, ignore_errors=True)
-        return UnitReport(summary=summary, notes=[], counts={}, seconds={})
+        return UnitReport(summary=summary, notes=list(self.memory.notes))
 
     def _usable(self, job: Job, facts: JobFacts) -> dict[str, np.ndarray]:
         """Per role the samples that take part: all whose images decode, less those held out for selection."""
@@ -155,7 +173,7 @@ class _Doer:
             images = self.context.lists[plan.list_id]
             entries = [self.context.entries[key] for key in plan.entries]
             if entries and not entries[-1].streamed:
-                bad = dict(MappedRows(self.cache.slices(entries[-1].key, entries[-1].n_rows)).bad)
+                bad = dict(self._mapped(entries[-1].key).bad)
             elif job.task.on_bad_image == "skip":
                 bad = find_bad_images(images, np.unique(plan.samples.row_values), self.options.loader_threads)
             else:
@@ -186,11 +204,38 @@ class _Doer:
     def _rows(self, job: Job, plan: RolePlan, key: str, facts: JobFacts) -> Rows:
         entry = self.context.entries[key]
         if not entry.streamed:
-            return MappedRows(self.cache.slices(key, entry.n_rows))
+            return self._mapped(key)
         facts.streamed = True
         images = self.context.lists[plan.list_id]
         encoder = self.encoder(job.encoder)
-        return encoded_rows(images, entry.wanted.geometry, entry.wanted.request, entry.row_shape, encoder, self.device, self.options)
+        wanted = entry.wanted
+        return encoded_rows(images, wanted.geometry, wanted.request, entry.row_shape, encoder, self.device, self.options, self.memory)
+
+    def _mapped(self, key: str) -> MappedRows:
+        """A whole entry, read and checked against its checksums once a job, whoever of its roles asks."""
+        if key not in self._opened:
+            self._opened[key] = MappedRows(self.cache.slices(key, self.context.entries[key].n_rows))
+        return self._opened[key]
+
+    def _add_pass_facts(self, job: Job, facts: JobFacts) -> None:
+        """How the job's features were made: entries tell of it, whichever run made them, and streams were made just now."""
+        seconds: dict[str, float] = {}
+        batches = set[tuple[int, int]]()
+        for rows in self._opened.values():
+            for stage, value in rows.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + value
+            batches |= set(rows.batches)
+        for entry in (self.context.entries[key] for plan in job.roles.values() for key in plan.entries):
+            if entry.streamed and (batch := self.memory.reduced(job.encoder, entry.wanted.geometry, self.options.batch_size)):
+                batches.add(batch)
+        if batches:
+            at_once, meant = min(batches)
+            facts.notes.append(
+                f"memory held {at_once} images of the {meant} that {job.encoder} was given at once: it encoded smaller batches"
+            )
+        items = sum(map(len, self._opened.values()))
+        made = [schema.Timing(stage=f"pass: {stage}", seconds=round(value, 3), items=items) for stage, value in seconds.items()]
+        facts.timings[:0] = made
 
     def _tier(self, views: list[Rows], facts: JobFacts) -> str:
         """The fastest place that holds the working copy."""
@@ -200,7 +245,7 @@ class _Doer:
         need = sum(view.nbytes for view in views)
         if self.device.type == "cuda" and need < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
             tier = "device"
-        elif need < 0.5 * _free_memory() / len(self.context.settings.devices):
+        elif need < 0.5 * free_memory() / len(self.context.settings.devices):
             tier = "host"
         else:
             tier = "mapped"
@@ -267,18 +312,9 @@ def _settings(job: Job) -> Settings:
 
 def _class_targets(targets: Any, chosen: np.ndarray) -> np.ndarray | None:
     """Class numbers, or None for targets of any other kind."""
-    return targets[chosen] if isinstance(targets, np.ndarray) and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None
+    numbers = class_numbers(targets)
+    return None if numbers is None else numbers[chosen]
 
 
 def outcome_epochs(outcome: Outcome) -> int | None:
     return sum(len(c.history) for run in outcome.runs for c in run.configs.values()) or None
-
-
-def _free_memory() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30

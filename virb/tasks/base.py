@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal
 
 from virb.config import NAME
 from virb.data.transforms import Geometry
 from virb.errors import UserError
-from virb.metrics.base import Metric, find_metric
+from virb.metrics.base import find_metric
 from virb.probes.base import REPORT, REPORT_UNLABELLED, is_role
+from virb.sources import import_attribute
 
 Level = Literal["image-level", "pixelwise", "video"]
 Kind = Literal["semantic", "structural"]
@@ -89,25 +87,7 @@ def check_task(task: Task) -> None:
     if not task.metrics:
         raise UserError(f"the task {task.id} has no metric")
     for name in task.metrics:
-        if ":" in name and not isinstance(metric := import_attribute(name, "metric"), Metric):
-            raise UserError(f"the task {task.id}: {name} is a {type(metric).__name__}, not a virb.metrics.base.Metric")
         try:
             find_metric(name)
-        except KeyError as error:
-            raise UserError(f"the task {task.id}: {error.args[0]}") from None
-
-
-def import_attribute(name: str, what: str) -> Any:
-    """``package.module:attribute``, with a message a user can act on. The current folder is importable."""
-    module_name, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise UserError(f"the {what} {name} cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        near = get_close_matches(attribute, dir(module), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"the module {module_name} has no {attribute!r} (asked for by the {what} {name}){hint}")
-    return getattr(module, attribute)
+        except (KeyError, UserError) as error:
+            raise UserError(f"the task {task.id}: {error.args[0]}") from error

@@ -58,6 +58,7 @@ class ResolvedTask:
     heads_path: str | None = None  # a glob of heads to score, %s being the encoder's name
     heads_from: str | None = None  # the label (or, by the task's default, the id) of the task whose heads are scored
     class_map: Mapping[str, str] = field(default_factory=dict)  # class of this task -> class of those heads, where the names differ
+    modules: tuple[str, ...] = ()  # the user's own code that decides numbers: ``module:Name`` of the task, its dataset, probe and metrics
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     where: Where | None = field(default=None, compare=False)
     places: Mapping[str, Where] = field(default_factory=dict, compare=False)  # of the keys that were given
@@ -127,6 +128,7 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
             heads_path=heads_path,
             heads_from=heads_from,
             class_map=dict(config.class_map or {}),
+            modules=tuple(name for name in (config.task, task.dataset, values.probe, *task.metrics) if ":" in name),
             origins=origins,
             where=config.where,
             places=config.explicit,
@@ -182,6 +184,12 @@ class _Values:
                 return source, {name: _record(model, f"{source}, training config {name}", content) for name, content in found.items()}
         return "default", {"default": _record(model, f"{self.probe} needs training_configs or grid", {})}
 
+    def _are_default(self, configs: Mapping[str, BaseModel]) -> bool:
+        try:
+            return dict(configs) == self._default_configs()[1]
+        except UserError:  # a probe that has to be given its training configs
+            return False
+
     def changed(self, configs: Mapping[str, BaseModel], request: str) -> dict[str, Any]:
         """What the user gave and differs from what the protocol (with the task's defaults) says: it goes on the card."""
         keys = [*_OF_PROTOCOL, *(["probe"] if "probe" in self._protocol.values else [])]
@@ -191,7 +199,7 @@ class _Values:
         }
         if request not in (_canonical(self._without("features")[1], self.probe), *options.get("features", ())):
             changed["features"] = request
-        if self._config.training_configs and dict(configs) != self._default_configs()[1]:
+        if self._config.training_configs and not self._are_default(configs):
             changed["training_configs"] = list(configs)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from virb.config.check import did_you_mean
 from virb.encoders.known import known_names
-from virb.errors import UserError
+from virb.errors import UserError, did_you_mean
 from virb.probes.base import find_probe, probe_names
-from virb.tasks.base import Task, all_tasks, find_task, import_attribute
+from virb.tasks.base import Task, all_tasks, find_task
 from virb.tasks.protocols import DEFAULT, PROTOCOLS, Protocol
 
 _METHODS = {"features": "from_features", "batches": "from_batches", "online": "online"}  # what a probe of each shape has to have
@@ -67,7 +66,7 @@ def get_probe(name: str) -> Any:
             return find_probe(name)
         except KeyError:
             raise UserError(f"no probe {name!r}{did_you_mean(name, probe_names())}") from None
-    probe = import_attribute(name, "probe")
+    probe = find_probe(name)
     config = getattr(probe, "Config", None)
     if not (isinstance(probe, type) and hasattr(probe, "shape") and isinstance(config, type) and issubclass(config, BaseModel)):
         raise UserError(f"{name} is no probe: it needs to be a class with shape and Config (see virb.probes.base)")

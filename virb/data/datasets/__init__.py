@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from virb.data.images import Dataset
-from virb.errors import UserError
+from virb.errors import UserError, did_you_mean
+from virb.sources import import_attribute
 
 _FAMILIES = (
     "digits", "folder", "shapes", "imagenet", "cifar", "caltech", "sun397", "eurosat", "pets", "dtd", "clevr", "thor", "nuscenes",
@@ -76,22 +76,14 @@ def needs_root(name: str) -> bool:
 
 
 def _user_function(name: str) -> Callable[..., Dataset]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"dataset {name}: cannot import {module_name} ({error})") from error
-    function = getattr(module, attribute, None)
+    function = import_attribute(name, "dataset")
     if not callable(function):
-        raise UserError(f"dataset {name}: {module_name} has no function {attribute!r}{_suggestion(attribute, dir(module))}")
+        raise UserError(f"the dataset {name} is a {type(function).__name__}, not a function")
     return function
 
 
 def _suggestion(word: str, known: list[str]) -> str:
-    nearest = get_close_matches(word, known, n=1)
-    if nearest:
-        return f"; did you mean {nearest[0]}?"
-    return f"; there are {', '.join(sorted(known))}" if 0 < len(known) <= 20 else ""
+    return did_you_mean(word, known) or (f"; there are {', '.join(sorted(known))}" if 0 < len(known) <= 20 else "")
 
 
 def _load_builtin() -> None:

@@ -70,8 +70,9 @@ class Footage:
     def tracks(self, row: int) -> np.ndarray:
         return self.view(scenes.visible_boxes, row)
 
-    def images(self, name: str, ids: list[str], boxes: np.ndarray | None = None) -> RenderedImages:
-        record = {
+    def record(self) -> dict[str, Any]:
+        """What decides all that is rendered."""
+        return {
             "generator": "virb.scenes",
             "version": scenes.VERSION,
             "seed": self.seed,
@@ -79,7 +80,13 @@ class Footage:
             "size": self.size,
             "frames": _in_short(self.lengths, self.numbers, self.frames),
         }
-        return RenderedImages(name, ids, self.image, record, boxes)
+
+    def images(self, name: str, ids: list[str], boxes: np.ndarray | None = None) -> RenderedImages:
+        return RenderedImages(name, ids, self.image, self.record(), boxes)
+
+    def targets(self, read: Callable[[int], Any], n: int, kind: str) -> LazySequence:
+        """``n`` targets that ``read`` renders when they are asked for; ``kind`` tells them from this footage's others."""
+        return LazySequence(read, n, {**self.record(), "target": kind})
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +115,10 @@ def shapes(root: Path | None = None, n_train: int = 3000, n_test: int = 1000, si
         targets = {
             "class": np.array([k[0] for k in kinds], dtype=np.int64),
             "count": np.array([len(k) - 1 for k in kinds], dtype=np.int64),
-            "mask": LazySequence(footage.mask, n),
-            "depth": LazySequence(footage.depth, n),
-            "flow": LazySequence(footage.flow, n),
-            "boxes": LazySequence(footage.boxes, n),
+            "mask": footage.targets(footage.mask, n, "mask"),
+            "depth": footage.targets(footage.depth, n, "depth"),
+            "flow": footage.targets(footage.flow, n, "flow"),
+            "boxes": footage.targets(footage.boxes, n, "boxes"),
         }
         samples[split] = Samples.one_per_image(lists[split], targets)
     return Dataset("shapes", lists, samples, _CLASSES)
@@ -126,7 +133,7 @@ def shapes_pairs(root: Path | None = None, n_train: int = 1000, n_test: int = 30
         names = [f"shapes-pairs/{split}/{i:06d}" for i in range(n)]
         lists[split] = footage.images(split, _frame_ids(names, footage))
         per_pair = _PerVideo(footage.flow, np.arange(n) * 2, footage.lengths)
-        targets = {"flow": LazySequence(per_pair.first_frame, n)}
+        targets = {"flow": footage.targets(per_pair.first_frame, n, "flow of pairs")}
         samples[split] = Samples.from_rows(names, split, np.arange(2 * n).reshape(n, 2), targets)
     return Dataset("shapes-pairs", lists, samples)
 
@@ -149,10 +156,10 @@ def shapes_video(root: Path | None = None, n_train: int = 200, n_test: int = 100
         targets = {
             "class": np.array([k[0] for k in kinds], dtype=np.int64),
             "count": np.array([len(k) - 1 for k in kinds], dtype=np.int64),
-            "mask": LazySequence(masks.every_frame, n),
-            "tracks": LazySequence(tracks.every_frame, n),
-            "given_mask": LazySequence(masks.first_frame, n),
-            "given_tracks": LazySequence(tracks.first_frame, n),
+            "mask": footage.targets(masks.every_frame, n, "masks of every frame"),
+            "tracks": footage.targets(tracks.every_frame, n, "tracks of every frame"),
+            "given_mask": footage.targets(masks.first_frame, n, "masks of the first frame"),
+            "given_tracks": footage.targets(tracks.first_frame, n, "tracks of the first frame"),
         }
         rows = [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
         samples[split] = Samples.from_rows(names, split, rows, targets)

@@ -1,0 +1,198 @@
+"""A worker loads each encoder once, reads each entry once a job, and what memory taught it stands in the results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from virb.config import Where, encoder_config_from_mapping, task_config_from_mapping
+from virb.features.cache import FeatureCache
+from virb.io import read_json
+from virb.plan.build import build_plan
+from virb.plan.graph import Graph
+from virb.plan.jobs import InMemory, Plan, RunSettings
+from virb.runner import worker
+from virb.runner.worker import make_doer
+from virb.tasks.vocabulary import TaskVocabulary
+
+DIGITS = {"task": "digits", "num_epochs": 1, "grid": {"optimizer": ["sgd"], "lr": [0.1]}}  # 3 slices of train, 1 of test
+WORDS = TaskVocabulary(["pixels"])
+
+
+def plan_of(encoders: Sequence[Any], folder: Path, task: dict[str, Any] | None = None, **settings: Any) -> Plan:
+    tasks = [task_config_from_mapping("t", task or DIGITS, WORDS, protocol=None)]
+    return build_plan(RunSettings(out=folder / "out", data_root=folder, **settings), encoders, tasks)
+
+
+def pixels(n: int) -> list[Any]:
+    """Encoders that share no entry."""
+    return [encoder_config_from_mapping(f"e{i:02d}", {"arch": "pixels", "args": {"side": i + 1}}, WORDS) for i in range(n)]
+
+
+def do(plan: Plan, kinds: tuple[str, ...] = ("pass", "probe", "stream")) -> Any:
+    doer = make_doer(plan.context, "cpu")
+    graph = Graph(plan.units)
+    notes = []
+    while (unit := graph.next_ready()) is not None:
+        graph.start(unit)
+        if unit.kind not in kinds:
+            graph.fail(unit, "left out")
+            continue
+        report = doer(unit, lambda *_: None)
+        notes += report.notes
+        assert graph.finish(unit, report) == []
+    return doer, notes
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> Counter[str]:
+    """How often each encoder was loaded."""
+    counts: Counter[str] = Counter()
+    load = worker.load_encoder
+
+    def counting(what, *, name, **rest):
+        counts[name] += 1
+        return load(what, name=name, **rest)
+
+    monkeypatch.setattr(worker, "load_encoder", counting)
+    return counts
+
+
+def test_many_encoders_are_loaded_once(tmp_path, loaded):
+    plan = plan_of(pixels(12), tmp_path)
+    passes = [unit for unit in plan.units if unit.kind == "pass"]
+    assert len(passes) == 4
+    assert all(len({item.encoder for item in unit.payload.wanted}) == 12 for unit in passes)
+    do(plan, kinds=("pass",))
+    assert loaded == {f"e{i:02d}": 1 for i in range(12)}
+
+
+def test_encoders_are_kept_as_far_as_the_limit_goes_and_those_of_a_pass_always(tmp_path, loaded, monkeypatch):
+    monkeypatch.setattr(worker, "weight_bytes", lambda spec: 10.0)
+    monkeypatch.setattr(worker, "encoder_limit", lambda devices: 30.0)
+    doer = make_doer(plan_of(pixels(5), tmp_path).context, "cpu")
+    for name in ("e00", "e01", "e02", "e00", "e03"):  # e01 is the one used longest ago
+        doer.encoder(name)
+    assert list(doer._encoders) == ["e02", "e00", "e03"]
+    together = {"e00", "e02", "e03", "e04"}
+    for name in sorted(together):
+        doer.encoder(name, together)
+    assert set(doer._encoders) == together  # more than the limit, but this pass needs them
+    assert loaded == {f"e{i:02d}": 1 for i in range(5)}
+    doer.encoder("e01")
+    assert len(doer._encoders) == 3
+
+
+@pytest.mark.parametrize("limit", [25.0, 35.0])
+def test_a_plan_in_groups_loads_each_encoder_once_per_list(tmp_path, loaded, monkeypatch, limit):
+    for module in ("virb.runner.worker", "virb.plan.units"):
+        monkeypatch.setattr(f"{module}.weight_bytes", lambda spec: 10.0)
+        monkeypatch.setattr(f"{module}.encoder_limit", lambda devices: limit)
+    plan = plan_of(pixels(6), tmp_path)
+    groups = 6 // int(limit // 10)
+    assert plan.n_passes == 2 * groups  # what is decoded once per group is a pass per group
+    do(plan, kinds=("pass",))
+    assert set(loaded.values()) <= {1, 2}  # not once a slice: train has three
+
+
+def test_an_entry_is_read_and_checked_once_a_job(tmp_path, monkeypatch):
+    reads: Counter[str] = Counter()
+    slices = FeatureCache.slices
+
+    def counting(self, key, n_rows):
+        reads[key] += 1
+        return slices(self, key, n_rows)
+
+    monkeypatch.setattr(FeatureCache, "slices", counting)
+    plan = plan_of(pixels(2), tmp_path)  # select is held out of fit: two roles of one entry
+    do(plan)
+    assert reads == dict.fromkeys(plan.context.entries, 1)
+
+
+class Greedy(torch.nn.Module):
+    """Runs out of memory for more than ``most`` images."""
+
+    most, seen = 10**6, list[int]()  # of the class: attributes of a network decide its id
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Greedy.seen.append(len(images))
+        if len(images) > Greedy.most:
+            raise torch.OutOfMemoryError("no room")
+        return self.linear(images.mean((2, 3)))
+
+
+@pytest.fixture
+def greedy(monkeypatch) -> Greedy:
+    monkeypatch.setattr(Greedy, "most", 10**6)
+    torch.manual_seed(0)
+    return Greedy()
+
+
+def run_greedy(network: Greedy, folder: Path, **settings: Any) -> tuple[list[str], dict[str, Any], Plan]:
+    plan = plan_of([InMemory("greedy", network, Where("<python>", 0, "greedy"))], folder, **settings)
+    Greedy.most, Greedy.seen = 8, []
+    _, notes = do(plan)
+    return notes, read_json(plan.settings.out / "greedy" / "t" / "job.json"), plan
+
+
+NOTE = "memory held 8 images of the 32 that greedy was given at once: it encoded smaller batches"
+
+
+def test_what_memory_taught_is_kept_over_slices_and_stands_in_the_results(tmp_path, greedy):
+    notes, job, plan = run_greedy(greedy, tmp_path)
+    assert greedy.seen[:4] == [2, 32, 16, 8]  # the first two images when it is loaded
+    assert set(greedy.seen[4:]) == {8}  # not tried again in any of the four slices
+    assert len(notes) == 2
+    headers = [read_json(path) for path in plan.context.cache_folder.glob("*/*/0*.json")]
+    assert [header["batch"] for header in headers] == [[8, 32]] * 4
+    assert job["notes"] == [NOTE]
+    # Another run that finds the features made knows it too.
+    Greedy.most = 10**6
+    _, again, _ = run_greedy(greedy, tmp_path, force=True)
+    assert again["notes"] == [NOTE]
+    assert again["metrics"] == job["metrics"]
+
+
+def test_a_stream_says_so_too(tmp_path, greedy):
+    notes, job, _ = run_greedy(greedy, tmp_path, cache_budget="0")
+    assert job["streamed"]
+    assert len(notes) == 2
+    assert job["notes"] == [NOTE]
+
+
+def test_nothing_is_said_where_memory_was_enough(tmp_path):
+    plan = plan_of(pixels(1), tmp_path)
+    do(plan)
+    assert all("batch" not in read_json(path) for path in plan.context.cache_folder.glob("*/*/0*.json"))
+    assert read_json(plan.settings.out / "e00" / "t" / "job.json")["notes"] == []
+
+
+def test_a_job_tells_what_its_passes_took(tmp_path):
+    plan = plan_of(pixels(2), tmp_path)
+    do(plan)
+    for name in ("e00", "e01"):
+        timings = {timing["stage"]: timing for timing in read_json(plan.settings.out / name / "t" / "job.json")["timings"]}
+        (job,) = (job for job in plan.jobs if job.encoder == name)
+        keys = {key for role in job.roles.values() for key in role.entries}
+        headers = [read_json(path) for key in keys for path in FeatureCache(plan.context.cache_folder).entry_folder(key).glob("0*.json")]
+        assert len(headers) == 4
+        for stage in ("decode", "encode", "write"):
+            assert timings[f"pass: {stage}"]["seconds"] == pytest.approx(sum(header["seconds"][stage] for header in headers), abs=1e-3)
+            assert timings[f"pass: {stage}"]["items"] == 1797
+        assert timings["pass: decode"]["seconds"] > 0

@@ -1,0 +1,40 @@
+"""How much memory encoders may take: one number for the plan, which groups encoders into passes, and for the workers, which keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from virb.encoders.base import EncoderSpec
+
+ENCODER_BYTES = {"cpu": 4e9, "cuda": 2e10}  # of weights held at once, by all workers of the host or on one GPU
+
+
+def encoder_limit(devices: Sequence[str]) -> float:
+    """Bytes of weights that one of the workers on ``devices`` holds at once: workers on the CPU share the host's memory, and each CUDA
+    worker has its device; never more than half of what there is, for activations and features need room too."""
+    kind = devices[0].split(":")[0]
+    if kind == "cpu":
+        return min(ENCODER_BYTES[kind], 0.5 * free_memory()) / len(devices)
+    return min(ENCODER_BYTES[kind], *(0.5 * _device_memory(name) for name in devices))
+
+
+def weight_bytes(spec: EncoderSpec) -> float:
+    return 4.0 * spec.n_params
+
+
+def free_memory() -> int:
+    """Bytes of host memory that can be had; a modest guess where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30
+
+
+def _device_memory(name: str) -> float:
+    return torch.cuda.get_device_properties(name).total_memory if torch.cuda.is_available() else float("inf")
