@@ -17,7 +17,9 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -25,6 +27,7 @@ from pydantic import BaseModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout that this script belongs to, installed or not
 
+import virb.metrics  # noqa: E402
 from virb.cli.parser import COMMANDS, DATA_ACTIONS, make_parser  # noqa: E402
 from virb.config.records import EncoderKeys, InputOverride, TaskKeys  # noqa: E402
 from virb.config.training import _PARAMETERS, _REQUIRED, GradientConfig, MlpConfig, SchedulerConfig  # noqa: E402
@@ -37,7 +40,7 @@ from virb.encoders.layouts import layout_markdown  # noqa: E402
 from virb.encoders.registry import encoder_names, find_builder  # noqa: E402
 from virb.encoders.requests import KINDS, REDUCTIONS  # noqa: E402
 from virb.encoders.vit import SIZES  # noqa: E402
-from virb.metrics.base import find_metric, metric_names  # noqa: E402
+from virb.metrics.base import Metric, find_metric, metric_names  # noqa: E402
 from virb.results.load import COLUMNS  # noqa: E402
 from virb.results.schema import RECORDS  # noqa: E402
 from virb.tasks.base import all_tasks  # noqa: E402
@@ -547,7 +550,9 @@ def recognised() -> str:
 
 
 def metrics() -> str:
-    found = [find_metric(name) for name in metric_names()]
+    modules = [import_module(f"virb.metrics.{module.name}") for module in iter_modules(virb.metrics.__path__)]
+    built_in = {value.name for module in modules for value in vars(module).values() if isinstance(value, Metric)}
+    found = [find_metric(name) for name in metric_names() if name in built_in]  # whoever imports this may have registered others
     return table(
         ["metric", "in tables", "better", "unit"],
         [[f"`{m.name}`", m.title, "higher" if m.higher_is_better else "lower", m.unit] for m in found],
