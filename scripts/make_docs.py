@@ -35,7 +35,7 @@ from virb.data.datasets.facts import FACTS  # noqa: E402
 from virb.data.prepare import places_of, recipes_of  # noqa: E402
 from virb.data.prepare.download import downloadable  # noqa: E402
 from virb.data.prepare.recipes import Part  # noqa: E402
-from virb.encoders.architectures import HEADS, RESNETS  # noqa: E402
+from virb.encoders.architectures import _GIANT, _XCITS, KNOWN_HEADS, MOCOV3_HEADS, RESNETS  # noqa: E402
 from virb.encoders.layouts import layout_markdown  # noqa: E402
 from virb.encoders.registry import encoder_names, find_builder  # noqa: E402
 from virb.encoders.requests import KINDS, REDUCTIONS  # noqa: E402
@@ -540,12 +540,17 @@ def reductions() -> str:
 
 
 def recognised() -> str:
-    widths = ", ".join(f"{width} ({heads})" for width, heads in HEADS.items())
+    sizes = ", ".join(f"{width} x {depth} ({heads})" for (width, depth), heads in sorted(KNOWN_HEADS.items()))
+    mocov3 = ", ".join(f"{heads} where the width is {width}" for width, heads in MOCOV3_HEADS.items())
+    xcits = ", ".join(f"{name} ({width})" for width, name in _XCITS.items())
     names = ", ".join(f"`{name}`" for name in RESNETS.values())
     keys = "`cls_token`, `pos_embed`, `patch_embed.proj`, `blocks.0.attn.qkv`, ..."
     return (
-        f"- vision transformers with the key names of DINO, DeiT and timm ({keys}), any depth and patch size; the width tells the "
-        f"number of heads: {widths};\n- torchvision's ResNets: {names}.\n"
+        f"- vision transformers with the key names of DINO, DeiT and timm ({keys}), any patch size; width and depth tell the "
+        f"number of heads: {sizes}; in files of MoCo v3's layout {mocov3};\n"
+        f"- DINOv2's giant ({_GIANT[0]} wide, {_GIANT[1]} blocks, gated units), with registers or without, which becomes timm's;\n"
+        f"- XCiT with the authors' names or timm's, patches of 8 or 16, which becomes timm's, by width: {xcits};\n"
+        f"- torchvision's ResNets: {names}.\n"
     )
 
 

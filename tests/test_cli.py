@@ -362,6 +362,39 @@ def test_check_shows_the_quickstart_and_touches_nothing(call: Call, here: Path) 
     assert files_of(here) == before
 
 
+def test_check_of_an_experiment_list_alone_shows_its_encoders(call: Call, here: Path) -> None:
+    before = files_of(here)
+    code, out, err = call("check", "--experiment_list", "e.yaml")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "2 encoders"
+    assert [line.split()[0] for line in lines[1:4]] == ["encoder", "px", "small"]
+    assert lines[-1] == "nothing was run"
+    assert not re.search("task|job|passes", out)
+    assert call("run", "--dry_run", "--experiment_list", "e.yaml") == (0, out, "")
+    assert call("check", "--name", "one", "--encoder_weights", "nowhere.pt")[0] == 2
+    (here / "bad.pt").write_bytes(b"no weights")
+    (here / "e.yaml").write_text("px: {arch: pixels}\nbad: bad.pt\n")
+    code, out, err = call("check", "--experiment_list", "e.yaml")
+    assert code == 2
+    assert re.search(r"^  px +", out, re.MULTILINE)
+    assert re.search(r"^  bad +FAILED", out, re.MULTILINE)
+    assert "1 problem in 1 file:\n  e.yaml:2  bad  bad.pt is not a weights file" in err
+    assert "task" not in out + err
+    assert files_of(here) == before | {"bad.pt"}
+
+
+def test_tasks_are_missed_where_they_are_needed(call: Call, here: Path) -> None:
+    for command in ("check", "run"):
+        code, _, err = call(command)
+        assert (code, err.splitlines()[0]) == (2, "2 problems:")
+        assert "--experiment_list  is missing" in err
+        assert "--task_configs     is missing" in err
+    assert "--task_configs  is missing" in call("run", "--experiment_list", "e.yaml")[2]
+    (here / "none.yaml").write_text("{}\n")
+    assert call("check", "--experiment_list", "e.yaml", "--task_configs", "none.yaml")[0] == 2
+
+
 def test_check_says_which_input_would_merge_geometries(call: Call, here: Path) -> None:
     (here / "e.yaml").write_text("a: {arch: pixels}\nb: {arch: pixels, input: {size: [16, 24], resize: squash}}\n")
     _, out, _ = call("check", *FILES)

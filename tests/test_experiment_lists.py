@@ -52,6 +52,12 @@ def test_every_entry_has_weights_or_needs_none(name: str) -> None:
             assert urlsplit(str(encoder.url)).scheme == "https"
 
 
+def test_weights_trained_with_quickgelu_get_it() -> None:
+    models = [encoder.timm for name in LISTS for encoder in load(name).values() if encoder.timm is not None]
+    noted = [model for model in models if "quickgelu" in str(timm.get_pretrained_cfg(model).notes).lower()]
+    assert noted == ["vit_base_patch16_clip_quickgelu_224.openai"]
+
+
 @pytest.mark.parametrize("name", [name for name in LISTS if name != "quickstart.yaml"])
 def test_every_entry_says_what_it_is(name: str) -> None:
     assert all(encoder.meta.get("method") for encoder in load(name).values())

@@ -24,10 +24,6 @@ class BadImage(ViRBError):
     """An image cannot be decoded; the message names it."""
 
 
-class NotAvailableYet(UserError):
-    """A key or name that ViRB knows but that is not built yet: never ignored, never guessed."""
-
-
 @dataclass(frozen=True, order=True)
 class Problem:
     """One mistake in one file. ``line`` is 1-based, 0 when it concerns the whole file or the command line."""

@@ -54,7 +54,8 @@ def test_ways_to_name_an_encoder(write: Write, words, value: str, expected: dict
     ("value", "expected"),
     [
         ("dino_vit16", "X  dino_vit16 does not exist; did you mean dino_vits16?"),
-        ("ftp://a.org/b.pt", "X  ftp://a.org/b.pt does not exist: there is no folder ftp:/a.org"),
+        ("ftp://a.org/b.pt", "X  ftp://a.org/b.pt is not read; addresses start with https:// or http://"),
+        ("{weights: 's3://a/b.pt'}", "X.weights  s3://a/b.pt is not read; addresses start with https:// or http://"),
         ("{weights: b.pt, url: a.org/b.pt}", 'X.url  expected an address that starts with https://, got "a.org/b.pt"'),
         ("{weights: b.pt, url: 5}", "X.url  expected text, got 5"),
         ("{arch: pixels, url: 'https://a.org'}", "X.url  is where a file is from, but no file is given in weights"),

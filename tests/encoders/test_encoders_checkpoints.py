@@ -301,14 +301,14 @@ def test_the_wrong_architecture_says_what_the_file_is(state: dict[str, torch.Ten
 
     resnet = models.resnet18(weights=None).state_dict()
     torch.save(resnet, tmp_path / "resnet.pth")
-    wide = load_encoder({"arch": "vit_tiny", "args": {"depth": 1, "img_size": 32, "patch_size": 8}, "weights": "random"})
+    wide = load_encoder({"arch": "vit_tiny", "args": {"img_size": 32, "patch_size": 8}, "weights": "random"})
     torch.save(wide.network.state_dict(), tmp_path / "vit.pth")
     cases = [
         ({"arch": "resnet50", "weights": "resnet.pth"}, ["filled ", "of resnet50", "of another shape", "arch: resnet18"]),
         ({"arch": "vit_small", "weights": "resnet.pth"}, ["filled 0 of 150", "conv1.weight", "arch: resnet18"]),
         ({"arch": "resnet18", "weights": "vit.pth"}, ["filled 0 of 100", "patch_embed", "arch: vit"]),
         ({"arch": "vit_base", "weights": "vit.pth"}, ["of vit_base/8", "pos_embed is 1x17x192", "arch: vit"]),
-        ({"timm": "vit_tiny_patch16_224", "weights": "vit.pth"}, ["missing: blocks.1.", "arch: vit"]),
+        ({"timm": "vit_tiny_patch16_224", "weights": "vit.pth"}, ["of another shape: ", "arch: vit"]),
         ({"timm": "resnet18", "weights": "vit.pth"}, ["filled 0 of 100"]),
     ]
     for recipe, says in cases:
@@ -316,7 +316,7 @@ def test_the_wrong_architecture_says_what_the_file_is(state: dict[str, torch.Ten
             load_encoder({**recipe, "weights": tmp_path / recipe["weights"]})
         for text in says:
             assert text in str(caught.value), (recipe, str(caught.value))
-    assert load_encoder({"timm": "resnet18", "weights": tmp_path / "resnet.pth"}).spec.source.endswith("(100 %)")
+    assert load_encoder({"timm": "resnet18", "weights": tmp_path / "resnet.pth"}).spec.source.partition(";")[0].endswith("(100 %)")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -36,7 +36,7 @@ def resnet() -> State:
 
 @pytest.fixture(scope="module")
 def vit() -> State:
-    tiny = {"arch": "vit_tiny", "weights": "random", "args": {"depth": 1, "img_size": 32, "patch_size": 8}}
+    tiny = {"arch": "vit_tiny", "weights": "random", "args": {"img_size": 32, "patch_size": 8}}
     return dict(load_encoder(tiny).network.state_dict())
 
 
@@ -180,3 +180,35 @@ def test_what_cannot_be_converted_leaves_nothing_behind(resnet: State, vit: Stat
             convert(tmp_path / source, tmp_path / target)
         assert says in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_what_a_file_notes_of_itself_opens_no_file_and_no_address(resnet: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_file
+
+    from virb.encoders import timm
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("built from what an unknown file says")
+
+    monkeypatch.setattr(timm, "create", fail)
+    state = {key: value.clone() for key, value in resnet.items()}
+    for architecture, arguments, says in (
+        ("resnet18", {"checkpoint_path": "evil.bin"}, "does not write"),
+        ("timm:resnet18", {"checkpoint_path": "evil.bin"}, "does not write"),
+        ("timm:hf-hub:attacker/model", {}, "does not write"),
+        ("timm:attacker/model", {}, "does not write"),
+        ("resnet18", {"width": "64"}, "does not write"),
+        ("timm:vit_giant_patch14_dinov2", {"img_size": 518}, "its shapes are those of resnet18"),
+        ("resnet50", {}, "its shapes are those of resnet18"),
+    ):
+        noted = {"virb.format": "1", "virb.architecture": architecture, "virb.arguments": json.dumps(arguments)}
+        save_file(state, tmp_path / "net.safetensors", noted)
+        torch.save({"state_dict": state, "virb": noted}, tmp_path / "net.pt")
+        for name in ("net.safetensors", "net.pt"):
+            with pytest.raises(UserError, match=says):
+                load_encoder(tmp_path / name)
+
+
+def test_timm_loads_no_file_on_the_side() -> None:
+    with pytest.raises(UserError, match="named by `weights:`"):
+        load_encoder({"timm": "resnet18", "weights": "random", "args": {"checkpoint_path": "evil.bin"}})

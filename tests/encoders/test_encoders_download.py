@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import safetensors.torch
 import torch
 
 from virb.encoders import download, share_links
@@ -23,7 +26,8 @@ from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
 from virb.io import Lease
 
-BODY = bytes(range(256)) * 2000  # 512 kB
+BODY = b"\x80\x02" + bytes(range(256)) * 2000  # 512 kB that begin like a pickle
+OTHER = b"\x80\x04" + BODY[:1:-1]
 SHA = hashlib.sha256(BODY).hexdigest()
 FORM = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body><p>too large to scan</p>
 <form id="download-form" action="{action}" method="get"><input type="submit" value="Download anyway"/>
@@ -122,7 +126,16 @@ class Host(http.server.BaseHTTPRequestHandler):
         self.answer(BODY)
 
     def at_other_checkpoint_pth(self, _: Any) -> None:
-        self.answer(BODY[::-1])
+        self.answer(OTHER)
+
+    def at_unmeasured_it_pt(self, _: Any) -> None:
+        """Without Content-Length: the body ends where the connection does."""
+        server: Any = self.server
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(server.tiny)
+        self.close_connection = True
 
     def at_weights_tiny_pt(self, _: Any) -> None:
         server: Any = self.server
@@ -242,7 +255,7 @@ def test_two_addresses_with_one_name(host) -> None:
     second = weights_file(f"{host.home}/other/checkpoint.pth")
     assert first == Path("pretrained_weights/checkpoint.pth")
     assert re.fullmatch(r"checkpoint-[0-9a-f]{8}\.pth", second.name)
-    assert (first.read_bytes(), second.read_bytes()) == (BODY, BODY[::-1])
+    assert (first.read_bytes(), second.read_bytes()) == (BODY, OTHER)
     assert weights_file(f"{host.home}/other/checkpoint.pth") == second
     assert weights_file(f"{host.home}/files/checkpoint.pth") == first
     assert len(host.asked) == 2
@@ -306,6 +319,66 @@ def test_what_is_no_weights_file_is_never_saved(host, path: str, message: str) -
         weights_file(host.home + path)
     assert left_over() == [] or not any(name.endswith(".pth") for name in left_over())
     assert len(host.asked) == 1
+
+
+def weights_of(kind: str) -> bytes:
+    """A file of that kind with two tensors."""
+    state, buffer = {"a": torch.arange(4000.0), "b": torch.ones(3)}, io.BytesIO()
+    if kind == "safetensors":
+        return safetensors.torch.save(state)
+    if kind.startswith("pickle"):
+        return pickle.dumps({name: tensor.numpy() for name, tensor in state.items()}, protocol=int(kind[-1]))
+    torch.save(state, buffer, _use_new_zipfile_serialization=kind == "zip")
+    return buffer.getvalue()
+
+
+KINDS = ("zip", "legacy", "pickle 2", "pickle 5", "safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["unmeasured/it.pt", "weights/tiny.pt"])
+def test_weights_of_every_kind_arrive(host, kind: str, place: str) -> None:
+    host.tiny = weights_of(kind)
+    assert weights_file(f"{host.home}/{place}").read_bytes() == host.tiny
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_body_cut_short_without_a_length_is_refused(host, kind: str) -> None:
+    whole = weights_of(kind)
+    for cut in (len(whole) // 2, len(whole) - 1):
+        host.tiny = whole[:cut]
+        with pytest.raises(UserError, match=r"unmeasured/it.pt gave no weights: it .*(end is missing|header says)") as caught:
+            weights_file(f"{host.home}/unmeasured/it.pt")
+        assert "it lies at pretrained_weights/it.pt.refused" in str(caught.value)
+        assert left_over() == ["it.pt.refused"]
+    host.tiny = whole  # the next run starts anew
+    assert weights_file(f"{host.home}/unmeasured/it.pt").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (
+            b'{"message": "API rate limit exceeded"}',
+            r"it begins with '{\"message\": \"API rate limit exceeded\"}'; weights are torch files",
+        ),
+        (b"Rate limit exceeded", "it begins with 'Rate limit exceeded'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "it begins with 'version https://git-lfs"),
+        (b"\x1f\x8b\x08" + bytes(100), "it is of another kind"),
+        (b"\x80", "it is of another kind"),
+        (b"\x10\0\0\0\0\0\0\0{not json}", "it begins like safetensors, but its header is not whole"),
+    ],
+)
+@pytest.mark.parametrize("place", ["unmeasured/it.pt", "weights/tiny.pt"])
+def test_what_is_no_weights_is_kept_apart(host, body: bytes, says: str, place: str) -> None:
+    host.tiny = body
+    name = place.rpartition("/")[2]
+    with pytest.raises(UserError, match=f"{place} gave no weights: {says}"):
+        weights_file(f"{host.home}/{place}")
+    assert left_over() == [f"{name}.refused"]
+    assert Path(f"pretrained_weights/{name}.refused").read_bytes() == body
+    with pytest.raises(NotDownloaded):
+        weights_file(f"{host.home}/{place}", offline=True)
 
 
 def test_wrong_sha256(host) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -10,7 +14,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from virb.encoders.base import Encoder
+from virb.encoders import huggingface, towers
+from virb.encoders.base import Encoder, InputSpec
 from virb.encoders.load import load_encoder
 
 
@@ -27,6 +32,104 @@ class Noisy(nn.Module):
             self.seen += 1
         maps = self.stem(images)
         return {"tokens": maps, "embedding": maps.mean((2, 3))}
+
+
+class Answer:
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self.last_hidden_state, self.pooler_output = tokens, None
+
+
+class Tower(nn.Module):
+    """What a model of transformers looks like from outside, with dropout and a buffer that training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 16))
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, 0.5, batch_first=True) for _ in range(2))
+        self.layernorm = nn.LayerNorm(16)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> Answer:
+        if self.training:
+            self.seen += 1
+        tokens = self.patches(pixel_values).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return Answer(self.layernorm(tokens))
+
+
+HUBCONF = """
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm1, self.fc, self.drop = nn.LayerNorm(16), nn.Linear(16, 16), nn.Dropout(0.5)
+
+        def forward(self, x):
+            return x + self.drop(self.fc(self.norm1(x)))
+
+    class ViT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch_embed = nn.Conv2d(3, 16, 8, 8)
+            self.bn = nn.BatchNorm2d(16, momentum=0.5)
+            self.cls_token = nn.Parameter(torch.randn(1, 1, 16))
+            self.blocks = nn.ModuleList(Block() for _ in range(2))
+            self.norm = nn.LayerNorm(16)
+
+        def forward(self, x):
+            x = self.bn(self.patch_embed(x)).flatten(2).transpose(1, 2)
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+            for block in self.blocks:
+                x = block(x)
+            return self.norm(x)[:, 0]
+
+    class Plain(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def vit():
+        torch.manual_seed(0)
+        return ViT().train()
+
+    def plain():
+        torch.manual_seed(0)
+        return Plain().train()
+"""
+
+
+def from_hub(entry: str) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        (folder / "hubconf.py").write_text(dedent(HUBCONF))
+        return {"hub": f"{folder}:{entry}"}
+
+    return make
+
+
+def from_transformers(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    drop = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, "drop_path_rate": 0.5}
+    transformers.Dinov2Config(**sizes, **drop).save_pretrained(folder)
+    return {"hf": str(folder), "weights": "random", "input": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
+
+
+def from_open_clip(folder: Path) -> Any:
+    open_clip = pytest.importorskip("open_clip")
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+    assert open_clip.__version__
+    sizes = CLIPVisionCfg(layers=2, width=32, head_width=16, image_size=SIDE, patch_size=8, patch_dropout=0.5)
+    return towers.wrap(_build_vision_tower(24, sizes).train(), "open_clip:tiny", {}, InputSpec(size=(SIDE, SIDE))).seal("tiny", "tiny")
+
+
+def tower_stand_in(folder: Path) -> Any:
+    network = huggingface.HuggingFaceModel(Tower(), False, maps=False)
+    return towers.wrap(network.train(), "hf:stand-in", {}, InputSpec(size=(SIDE, SIDE))).seal("stand-in", "stand-in")
 
 
 DROP = {"drop_rate": 0.5, "drop_path_rate": 0.5}
@@ -51,6 +154,11 @@ FAMILIES: dict[str, Any] = {
     "timm swin": {"timm": "swin_tiny_patch4_window7_224", "weights": "random", "args": {**DROP, "depths": (1, 1, 1, 1)}},
     "module": Noisy(),
     "pixels": {"arch": "pixels"},
+    "hub vit": from_hub("vit"),
+    "hub": from_hub("plain"),
+    "hf": from_transformers,
+    "open_clip": from_open_clip,
+    "hf stand-in": tower_stand_in,
 }
 SIDE = 64
 
@@ -77,8 +185,9 @@ def outputs(encoder: Encoder, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_changes(family: str) -> None:
-    encoder = load_encoder(FAMILIES[family])
+def test_nothing_changes(family: str, tmp_path: Path) -> None:
+    given = FAMILIES[family]
+    encoder = load_encoder(given(tmp_path) if isinstance(given, FunctionType) else given)
     before = contents(encoder)
     assert not any(value for name, value in before.items() if name.endswith((" grad", " training")))
     pixels = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

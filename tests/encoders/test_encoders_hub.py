@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -262,6 +263,30 @@ def test_offline_says_what_to_put_where(repo: str, tmp_path: Path) -> None:
     assert load("somebody/nets:dino").spec.embed_dim == 24  # in the cache: nothing is asked for
     with pytest.raises(UserError, match=r"has no hubconf\.py"):
         load_encoder(f"hub:{tmp_path}:net", offline=True)
+
+
+def test_a_repository_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repo: str) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    for text, folder in (("somebody/nets:net", "somebody_nets_main"), ("somebody/nets:v2:net", "somebody_nets_v2")):
+        with pytest.raises(UserError) as caught:
+            load_encoder(f"hub:{text}")
+        said = str(caught.value)
+        assert said.startswith(f"cannot get hub:{text} (")
+        clone = f"put a clone of https://github.com/somebody/nets at {tmp_path / 'cache' / folder} and its weights in"
+        assert said.endswith(f"\n  without a network, {clone} {tmp_path / 'cache' / 'checkpoints'}")
+    with pytest.raises(UserError) as caught:
+        load_encoder(f"hub:{repo}:downloads")
+    assert str(caught.value).endswith(f"\n  without a network, put its weights in {tmp_path / 'cache' / 'checkpoints'}")
+
+
+def test_a_check_is_silent_about_what_it_does_not_download(repo: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for offline in (f"hub:{repo}:downloads", "supervised"):
+        with pytest.raises(NotDownloaded):
+            load_encoder(offline, offline=True)
+    assert capfd.readouterr() == ("", "")
 
 
 # Hugging Face

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 
+from virb.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from virb.encoders.download import NotDownloaded
 from virb.encoders.known import KNOWN, known_names
 from virb.encoders.load import load_encoder
@@ -66,6 +67,17 @@ def test_a_short_name_is_its_file_and_network(tmp_path: Path, monkeypatch: pytes
     assert (dino.spec.input.size, dino.spec.input.interpolation) == ((480, 480), "bicubic")
 
 
+def test_a_network_named_beside_a_short_name_gets_dinos_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pretrained_weights").mkdir()
+    network = timm.create_model("vit_small_patch16_224", num_classes=0)
+    assert network.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    torch.save(network.state_dict(), "pretrained_weights/dino_deitsmall16_pretrain.pth")
+    spec = load_encoder({"weights": "dino_vits16", "timm": "vit_small_patch16_224"}, offline=True).spec
+    assert (spec.input.mean, spec.input.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert "assumed" not in spec.source
+
+
 def test_what_the_user_says_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("pretrained_weights").mkdir()
@@ -73,7 +85,7 @@ def test_what_the_user_says_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     recipe = resolve(read_recipe({"weights": "dino_resnet50", "module": "a.b:C", "input": {"interpolation": "nearest"}}), offline=True)
     assert (recipe.arch, recipe.timm, recipe.module) == (None, None, "a.b:C")
     assert recipe.weights == "pretrained_weights/dino_resnet50_pretrain.pth"
-    assert recipe.input == {"interpolation": "nearest", "crop_pct": 0.875}
+    assert recipe.input == {"interpolation": "nearest", "crop_pct": 0.875, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     assert resolve(Recipe(weights="./dino_resnet50")).weights == "./dino_resnet50"  # a file of that name
 
 

@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 WIDTH = 192
 
 
-def vit_state(width: int = WIDTH, depth: int = 2, patch: int = 16, side: int = 4, registers: int = 0, scale: bool = False) -> State:
+def vit_state(width: int = WIDTH, depth: int = 12, patch: int = 16, side: int = 4, registers: int = 0, scale: bool = False) -> State:
     """The keys of DINO's vision transformers (and DINOv2's), written out."""
     shapes = {
         "cls_token": (1, 1, width),
@@ -159,6 +159,8 @@ CASES: dict[str, tuple[Callable[[], State], FULL, str, str, str]] = {
         *("timet", 'prefix "model.module.teacher.backbone."', "feature_extractor.backbone"),
     ),
     "Leopart": (V, lambda s: {"state_dict": {**under("model.", s), **mlp("model.mlp_head.0")}}, "leopart", 'prefix "model."', ""),
+    "EMA beside raw weights": (V, lambda s: {"model": other(s), "ema": s}, "timm", 'branch "ema"', "model"),
+    "EMA, a state dict": (V, lambda s: {"state_dict": other(s), "ema_state_dict": s}, "timm", "ema_state_dict", "state_dict"),
     "MSN": (
         V,
         lambda s: {
@@ -426,7 +428,6 @@ def test_dinov2_giant_goes_through_timm(tmp_path: Path) -> None:
         (768, 12, 7, 32, "vit_base"),
         (1024, 24, 14, 37, "vit_large"),
         (1280, 32, 14, 16, "vit"),
-        (384, 7, 16, 14, "vit"),
     ],
 )
 def test_shapes_tell_a_vision_transformer(width: int, depth: int, patch: int, side: int, arch: str) -> None:
@@ -448,6 +449,11 @@ def test_what_cannot_be_built_says_what_to_name() -> None:
         "a cut ResNet": ({k: v for k, v in resnet.items() if not k.startswith("layer4")}, "not a whole torchvision ResNet"),
         "a distilled DeiT": ({**vit, "dist_token": torch.zeros(1, 1, WIDTH)}, "deit_small_distilled"),
         "a mean-pooled ViT": ({k: v for k, v in vit.items() if not k.startswith("norm.")}, "without a final norm"),
+        "a ViT of another depth": (
+            vit_state(768, depth=8),
+            "768 wide and 8 deep, whose shapes do not tell its number of heads (try arch: vit",
+        ),
+        "a ResNet with blur pooling": ({**resnet, "layer2.0.aa.filt": torch.zeros(64, 1, 3, 3)}, "anti-aliasing"),
         "a non-square grid": ({**vit, "pos_embed": torch.zeros(1, 13, WIDTH)}, "img_size: [height, width]"),
         "a conv stem": ({**vit, "patch_embed.proj.0.weight": torch.zeros(1)}, "several convolutions"),
         "transformers": ({"vit.embeddings.cls_token": torch.zeros(1), "vit.encoder.layer.0.attention.x": torch.zeros(1)}, "Hugging Face"),
@@ -470,10 +476,10 @@ def xcit_state() -> State:
 
 
 NETWORKS: dict[str, tuple[Callable[[], State], str]] = {
-    "vit": (V, "vit"),
+    "vit": (V, "vit_tiny"),
     "vit with 12 heads": (lambda: V(384), "vit"),
-    "vit with its decoder": (V, "vit"),
-    "vit with registers and layer scale": (lambda: V(registers=4, scale=True), "vit"),
+    "vit with its decoder": (V, "vit_tiny"),
+    "vit with registers and layer scale": (lambda: V(registers=4, scale=True), "vit_tiny"),
     "resnet18": (R, "resnet18"),
     "resnet50": (lambda: R("resnet50"), "resnet50"),
     "all ResNets": (lambda: R("wide_resnet101_2"), "wide_resnet101_2"),

@@ -7,9 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torchvision import models
 
+from virb.encoders.base import IMAGENET_MEAN
+from virb.encoders.convert import convert
 from virb.encoders.load import encoder_names, load_encoder, register_encoder
 from virb.encoders.resnet import NAMES
 from virb.errors import UserError
@@ -25,7 +28,7 @@ def test_names() -> None:
     ("arch", "args"),
     [
         ("vit_tiny", {"patch_size": 8, "img_size": 64}),
-        ("vit_tiny", {"depth": 3, "img_size": 32, "qkv_bias": False}),
+        ("vit_tiny", {"img_size": 32, "qkv_bias": False}),
         ("vit_small", {"depth": 12}),
     ],
 )
@@ -67,6 +70,56 @@ def test_a_file_that_does_not_tell_says_what_to_name(tmp_path: Path) -> None:
             load_encoder(tmp_path / name)
         assert says in str(caught.value)
         assert "name `arch:`" in str(caught.value)
+
+
+def timm_state(width: int, heads: int) -> dict[str, torch.Tensor]:
+    network = timm.create_model("vit_small_patch16_224", num_classes=0, embed_dim=width, depth=12, num_heads=heads, img_size=32)
+    return dict(network.state_dict())
+
+
+def test_normalisation_is_that_of_the_layouts_method(tmp_path: Path) -> None:
+    state = timm_state(192, 3)
+    small = {"embed_dim": 192, "num_heads": 3, "img_size": 32}
+    torch.save({"teacher": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "dino.pth")
+    torch.save(state, tmp_path / "bare.pth")
+    convert(tmp_path / "dino.pth", tmp_path / "converted.safetensors")
+    half = (0.5, 0.5, 0.5)
+    own: dict[str, Any] = {"timm": "vit_small_patch16_224", "args": small}
+    dino, bare = {"weights": tmp_path / "dino.pth"}, {"weights": tmp_path / "bare.pth"}
+    for what, mean, assumed in (
+        ({**own, **dino}, IMAGENET_MEAN, False),  # not timm's 0.5
+        (dino, IMAGENET_MEAN, False),
+        ({**own, "weights": tmp_path / "converted.safetensors"}, IMAGENET_MEAN, False),
+        ({**own, **dino, "input": {"mean": 0.5, "std": 0.5}}, half, False),
+        ({**own, **bare}, half, True),
+        (bare, IMAGENET_MEAN, True),
+        ({**bare, "input": {"mean": 0.5}}, half, True),  # std is still a guess
+        ({**bare, "input": {"mean": 0.5, "std": 0.5}}, half, False),
+        ({**own, "weights": "random"}, half, False),
+    ):
+        spec = load_encoder(what).spec
+        assert spec.input.mean == mean, what
+        assert ("normalisation assumed: mean" in spec.source) == assumed, what
+    assert "assumed: mean 0.5 0.5 0.5, std 0.5 0.5 0.5 (say input:" in load_encoder({**own, **bare}).spec.source
+
+
+def test_weights_of_other_heads_are_refused(tmp_path: Path) -> None:
+    state = timm_state(384, 12)
+    torch.save({"state_dict": {f"module.base_encoder.{key}": value for key, value in state.items()}}, tmp_path / "moco.pth")
+    convert(tmp_path / "moco.pth", tmp_path / "converted.pth")
+    convert(tmp_path / "moco.pth", tmp_path / "converted.safetensors")
+    model: dict[str, Any] = {"timm": "vit_small_patch16_224", "args": {"img_size": 32}}
+    for name in ("moco.pth", "converted.pth", "converted.safetensors"):
+        weights = {"weights": tmp_path / name}
+        wrong: list[dict[str, Any]] = [model, {"arch": "vit_small"}]
+        if name != "moco.pth":  # what the file itself says is no guess
+            wrong += [{"arch": "vit", "args": {"heads": 6}}, {**model, "args": {"img_size": 32, "num_heads": 6}}]
+        for what in wrong:
+            with pytest.raises(UserError, match="has 12 heads") as caught:
+                load_encoder({**what, **weights})
+            assert name in str(caught.value)
+        right = {**model, "args": {"img_size": 32, "num_heads": 12}}
+        assert load_encoder({**right, **weights}).spec.n_heads == load_encoder(tmp_path / name).spec.n_heads == 12
 
 
 def test_random_is_the_same_for_one_seed_and_asked_for_by_name() -> None:

@@ -177,6 +177,29 @@ def test_a_file_fills_it_without_its_classifier(tmp_path: Path) -> None:
     assert 'branch "model", prefix "module."' in encoder.spec.source
 
 
+def clip_names() -> list[str]:
+    every = timm.list_models("*_clip_*", pretrained=True)
+    return [name for name in every if "quickgelu" in str(timm.get_pretrained_cfg(name).notes) and "quickgelu" not in name]
+
+
+@pytest.mark.parametrize("name", clip_names())
+def test_weights_trained_with_quickgelu_need_the_variant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("built"))
+    for asked in (name, f"hf-hub:timm/{name}"):
+        with pytest.raises(UserError, match="trained with QuickGELU") as caught:
+            load_encoder({"timm": asked})
+        variant = str(caught.value).rpartition("timm: ")[2]
+        assert "quickgelu" in variant
+        assert timm.get_pretrained_cfg(variant).hf_hub_id == timm.get_pretrained_cfg(name).hf_hub_id
+
+
+def test_the_variant_has_the_activation_and_random_weights_need_none() -> None:
+    small = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    variant = load_encoder({"timm": "vit_base_patch16_clip_quickgelu_224.openai", "weights": "random", "args": small})
+    assert "QuickGELU" in str(variant.network.blocks[0].mlp)
+    assert load_encoder({"timm": "vit_base_patch16_clip_224.openai", "weights": "random", "args": small}).spec.depth == 1
+
+
 def test_unknown_names_and_arguments_are_users_errors() -> None:
     for what, says in (
         ("timm:vit_tinny_patch16_224", "did you mean vit_tiny_patch16_224?"),

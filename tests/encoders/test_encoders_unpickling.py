@@ -305,7 +305,7 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path: Path) -> None:
     for arguments in ((0, (9,), (1,)), (6, (2, 2), (2, 1)), (0, (2,), (8,)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (1 << 40,), (0,))):
         with pytest.raises(Damaged):
             torchfiles.read(file(program(*arguments)), 1000)
-    with pytest.raises(Damaged, match="more than there are"):
+    with pytest.raises(Damaged, match="has 32 bytes of storage 0, which has 4,000"):
         torchfiles.read(file(program(0, (2,), (1,), count=1000)), 1000)
 
 
@@ -327,3 +327,56 @@ def test_plain_pickles_of_tensors_and_arrays(tmp_path: Path) -> None:
     found = read(tmp_path / "net.pkl").branches["model"]
     assert torch.equal(found["a.weight"], state["a.weight"])
     assert found["a.bias"].tolist() == [0, 1, 2]
+
+
+def rewritten(path: Path, change: dict[str, bytes]) -> None:
+    """The zip archive with other records; every checksum fits."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, change.get(name.partition("/")[2], data))
+
+
+def test_a_torch_file_that_is_not_whole_is_never_read_as_whatever_memory_holds(tmp_path: Path) -> None:
+    path, state = tmp_path / "net.pth", {"a.weight": torch.arange(64.0), "a.bias": torch.ones(3)}
+    for change, says in (
+        ({"data/0": b"\0" * 40}, "has 40 bytes of storage 0, which has 256"),
+        ({"data/0": b"\0" * 400}, "has 400 bytes of storage 0, which has 256"),
+        ({"byteorder": b"big"}, "big-endian"),
+    ):
+        torch.save(state, path)
+        rewritten(path, change)
+        with pytest.raises(UserError, match=says):
+            read(path)
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(state["a.weight"].numpy().tobytes()) + 9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"data/0 \(its CRC-32"):
+        read(path)
+
+
+def test_an_old_torch_file_has_every_storage_and_nothing_after(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({"a.weight": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"x")
+    with pytest.raises(UserError, match="goes on after its last storage"):
+        read(path)
+    with open(path, "rb") as file:
+        for _ in range(4):
+            at = [0 for _ in unpickling.pickletools.genops(file)] and file.tell()
+    path.write_bytes(whole[:at] + pickle.dumps([], 2))
+    with pytest.raises(UserError, match="lists other storages"):
+        read(path)
+    path.write_bytes(b"\x80\x02(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI9\ntQ.")
+    with pytest.raises(UserError, match="a storage outside a torch file"):
+        read(path)
+
+
+def test_text_helpers_take_text_alone() -> None:
+    """Lists of the same list, forty deep, are as text longer than any memory."""
+    nested = b"(lp0\n" + b"".join(f"(g{at}\ng{at}\nlp{at + 1}\n".encode() for at in range(40))
+    with pytest.raises(Damaged, match="no text"):
+        unpickling.load(io.BytesIO(nested + b"0c_codecs\nencode\n(g40\nS'latin1'\ntR."))

@@ -72,7 +72,7 @@ def check(options: argparse.Namespace) -> int:
             say(line, console)
         print(f"{error}\nnothing was run", file=sys.stderr)
         return 2
-    for line in check_report(assemble(draft), encoders):
+    for line in check_report(assemble(draft), encoders) if options.task_configs else encoder_report(encoders):
         say(line, console)
     say("nothing was run", console)
     return 0
@@ -85,14 +85,17 @@ def _draft(
     from virb.plan.build import draft_plan
     from virb.runner.settings import make_settings
 
-    problems: list[Problem] = []
+    checking = on_encoder is not None
+    encoders_alone = checking and not options.task_configs and bool(options.experiment_list or options.name)
+    problems: list[Problem] = _missing_options(options, tasks_needed=not encoders_alone)
     settings = make_settings({**vars(options), "command": options.command_line}, problems)
     files = _read(options, settings.protocol, problems)
     with console.status("planning") if console.is_terminal else nullcontext() as status:
         tell = status.update if status else _no_one
         downloads = _Downloads(tell if status else partial(say, console=console), 0.2 if status else 10.0)
+        tasks = None if encoders_alone else files.tasks
         draft = draft_plan(
-            settings, files.encoders, files.tasks, problems, texts=files.texts, tell=tell, on_encoder=on_encoder, on_download=downloads
+            settings, files.encoders, tasks, problems, texts=files.texts, tell=tell, on_encoder=on_encoder, on_download=downloads
         )
         return draft, files.texts
 
@@ -135,7 +138,6 @@ def _read(options: argparse.Namespace, protocol: str | None, problems: list[Prob
     from virb.tasks.vocabulary import TaskVocabulary
 
     words = TaskVocabulary(encoder_names())
-    problems += _missing_options(options)
     encoders: Loaded[EncoderConfig] = Loaded(())
     if options.experiment_list:
         # With --only, the weights of the others may be missing; those that are left are read while planning.
@@ -156,7 +158,7 @@ def _read(options: argparse.Namespace, protocol: str | None, problems: list[Prob
     return _Files(named, list(kept_tasks), {**encoders.texts, **tasks.texts})
 
 
-def _missing_options(options: argparse.Namespace) -> list[Problem]:
+def _missing_options(options: argparse.Namespace, tasks_needed: bool) -> list[Problem]:
     found = []
     if options.experiment_list and options.name:
         found.append(("--name", "is for a single encoder; leave it out, or --experiment_list"))
@@ -164,7 +166,7 @@ def _missing_options(options: argparse.Namespace) -> list[Problem]:
         found.append(("--encoder_weights", "needs --name, the name of the encoder in the results"))
     if not options.experiment_list and not options.name:
         found.append(("--experiment_list", "is missing: which encoders? (a YAML file, or --name and --encoder_weights)"))
-    if not options.task_configs:
+    if tasks_needed and not options.task_configs:
         found.append(("--task_configs", "is missing: which tasks? (a YAML file such as configs/task_configs/quickstart.yaml)"))
     return [Problem("command line", 0, flag, message) for flag, message in found]
 

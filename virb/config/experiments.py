@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from virb.errors import ConfigError, did_you_mean, nearest
 
 _OWN_WEIGHTS = tuple(key for key in NETWORKS if key not in ("arch", "module"))  # networks that bring their weights
 _PREFIXES = tuple(f"{key}:" for key in _OWN_WEIGHTS)  # timm:NAME, hub:..., in place of a path
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _SUPERVISED = {"arch": "resnet50", "weights": "supervised"}  # ViRB 2021: an empty path is torchvision's supervised ResNet-50
 
 
@@ -126,6 +128,8 @@ def _check_words(
         report.add(where, f"pretrained weights are those of {', '.join(_OWN_WEIGHTS[:-1])} and {_OWN_WEIGHTS[-1]} networks")
     elif weights in WEIGHT_WORDS or weights in vocabulary.weight_names() or is_url(weights):
         return
+    elif _SCHEME.match(weights):
+        report.add(where, f"{weights} is not read; addresses start with https:// or http://")
     elif check_paths and not keys.get("url") and not os.path.exists(weights):
         report.add(where, f"{weights} does not exist{_hint(weights, named, vocabulary)}")
 

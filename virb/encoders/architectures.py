@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from virb.encoders.vit import HEADS, SIZES
+from virb.encoders.vit import SIZES
 
 State = Mapping[str, Tensor]
 Found = tuple[str, dict[str, Any]]  # architecture (`timm:NAME` for timm's), arguments
@@ -27,7 +27,8 @@ RESNETS = {  # blocks per layer, whether bottlenecks, width of the first 3x3 con
     ((3, 4, 23, 3), True, 256, 8): "resnext101_32x8d",
     ((3, 4, 23, 3), True, 256, 4): "resnext101_64x4d",
 }
-WIDE_HEADS = {**HEADS, 1280: 16}  # ViT-H of MAE and others
+# (width, depth) -> heads, for sizes whose heads are not in doubt. A width alone does not tell: timm's old ViT-S, 768 wide, has 8 heads.
+KNOWN_HEADS = {**{(width, depth): heads for width, depth, heads in SIZES.values()}, (1280, 32): 16}  # with ViT-H, of MAE and others
 MOCOV3_HEADS = {384: 12}  # MoCo v3's ViT-S has twice the usual heads; no shape tells
 _XCITS = {128: "nano", 192: "tiny", 384: "small", 512: "medium", 768: "large"}
 _GIANT = (1536, 40)  # DINOv2's ViT-g: gated units instead of an MLP, which timm has
@@ -166,7 +167,7 @@ def _infer_vit(state: State, fixed_heads: Mapping[int, int]) -> Found | str:
     if "img_size" not in told:
         shape = f"{state['pos_embed'].shape[1]} positions, which are not [CLS] and a square grid"
         return f"a vision transformer with {shape}; try arch: vit with args: {{img_size: [height, width]}}"
-    heads = {**WIDE_HEADS, **fixed_heads}.get(width)
+    heads = fixed_heads.get(width, KNOWN_HEADS.get((width, depth)))
     if heads is None:
         advice = "(try arch: vit with args: {heads: N})"
         return f"a vision transformer {width} wide and {depth} deep, whose shapes do not tell its number of heads {advice}"
@@ -179,6 +180,10 @@ def _infer_vit(state: State, fixed_heads: Mapping[int, int]) -> Found | str:
 
 
 def _infer_resnet(state: State) -> Found | str:
+    """torchvision's models by blocks and widths. What has no tensor cannot be told: where a block strides, and timm's blur pooling
+    (``resnetblur50``), whose filters only older versions and other packages wrote."""
+    if any(key.endswith(".filt") for key in state):
+        return "a residual network with anti-aliasing (blur pooling), which torchvision does not have; name it with `timm:` or `module:`"
     blocks = tuple(count(state, rf"layer{layer}\.(\d+)\.") for layer in (1, 2, 3, 4))
     stem, first = state["conv1.weight"], state.get("layer1.0.conv2.weight")
     if first is None or not all(blocks):

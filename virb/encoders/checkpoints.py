@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +22,6 @@ State = Mapping[str, Tensor]
 FORMAT = "virb.format"  # in the metadata of files that `virb convert` wrote
 _INDEX = ".index.json"
 _DEPTH = 8
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch before 1.6 wrote first
-# what torch.load raises for a file that is not plain weights, or not whole
-_TROUBLES = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OSError)
 _PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<script")
 
 
@@ -97,12 +89,7 @@ def _in_folder(path: Path) -> Path:
 
 
 def _read_torch(path: Path, head: bytes) -> Any:
-    """torch's own reader of plain weights where it can, else ours, which knows more kinds of plain data and says what is wrong."""
-    if head.startswith((b"PK", _LEGACY)):
-        # argparse.Namespace only carries settings (DINO's files have one); reading it runs nothing
-        with torch.serialization.safe_globals([argparse.Namespace]), suppress(*_TROUBLES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of a pickle protocol that it may not know; then ours reads it
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    """Never by torch's own reader, which runs pickles' programs and takes what it maps unchecked."""
     try:
         return torchfiles.read_path(path)
     except Refused as error:

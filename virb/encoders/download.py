@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from virb.encoders.share_links import confirmed, direct, drive_id, looks_like_html, why_a_page
+from virb.encoders.sniff import why_no_weights
 from virb.errors import UserError, ViRBError
 from virb.io import Held, Lease, make_folder, write_json, writing
 
@@ -132,12 +133,17 @@ def _download(url: str, path: Path | None, sha256: str | None, tell: Tell) -> Pa
             return there
         name = _transfer(url, part, tell)
         found = _sha256(part)
-        if sha256 is not None and found != sha256.lower():
+        if sha256 is not None:
+            wrong = None if found == sha256.lower() else f"a file with sha256 {found}, expected {sha256.lower()}"
+        else:
+            why = why_no_weights(part, whole=_read_note(part).get("total") == _size(part))
+            wrong = f"no weights: {why}" if why else None
+        if wrong is not None:
             refused = folder / f"{label}.refused"
             with writing(refused):
                 part.replace(refused)
                 _note(part).unlink(missing_ok=True)
-            raise UserError(f"{url} gave a file with sha256 {found}, expected {sha256.lower()}\n  it is not used; it lies at {refused}")
+            raise UserError(f"{url} gave {wrong}\n  it is not used; it lies at {refused}")
         return _publish(url, part, path or folder / name, found, fixed=path is not None)
 
 

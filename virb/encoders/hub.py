@@ -103,12 +103,14 @@ def _build(entry: Entry, arguments: Mapping[str, Any], offline: bool) -> tuple[P
             )
     except ViRBError:
         raise
-    except OSError as error:
-        raise UserError(
-            f"cannot get {entry.label} ({type(error).__name__}: {error})\n"
-            f"  without a network, put a clone of {entry.address} at {place} and its weights in {Path(torch.hub.get_dir()) / 'checkpoints'}"
-        ) from error
     except Exception as error:  # the repository's code may raise anything
+        arrived = folder or entry.cached()
+        if arrived is None or isinstance(error, OSError):  # torch.hub may say with a RuntimeError that it cannot get the repository
+            clone = "" if entry.folder else f"a clone of {entry.address} at {place} and "
+            raise UserError(
+                f"cannot get {entry.label} ({type(error).__name__}: {error})\n"
+                f"  without a network, put {clone}its weights in {Path(torch.hub.get_dir()) / 'checkpoints'}"
+            ) from error
         raise UserError(f"{entry.label} cannot be built with {dict(arguments)}: {type(error).__name__}: {error}") from error
     finally:
         _remember(folder or entry.cached(), before)

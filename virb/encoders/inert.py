@@ -112,7 +112,9 @@ def construct(what: Global, arguments: tuple[Any, ...]) -> Any:
     if name in _NUMBERS:
         return _number(_NUMBERS[name], arguments)
     if name in _LATIN:
-        return str(arguments[0]).encode("latin-1")
+        if not isinstance(arguments[0], str):
+            raise TypeError("bytes of something that is no text")
+        return arguments[0].encode("latin-1")
     if name in _COPY:
         return construct(arguments[0], ()) if isinstance(arguments[0], Global) else Record("object")
     if name == "numpy.dtype":

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from virb.encoders.base import IMAGENET_MEAN, IMAGENET_STD
+
 _DINO = "https://dl.fbaipublicfiles.com/dino"
 _XCIT = ("small_12_p16", "small_12_p8", "medium_24_p16", "medium_24_p8")
-_DINO_INPUT = {"interpolation": "bicubic", "crop_pct": 0.875}  # how DINO's own evaluations prepare images: 256, then 224
+# how DINO's own evaluations prepare images: 256, then 224; mean and std too, for a network named beside the short name has its own
+_DINO_INPUT = {"interpolation": "bicubic", "crop_pct": 0.875, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ is ever dropped. Where a file has a student and a teacher the teacher is taken, 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from virb.encoders.architectures import ANCHORS, MOCOV3_HEADS, SPELLINGS, Found, State, infer, is_vit, vit_shapes
+from virb.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from virb.encoders.checkpoints import FORMAT, Checkpoint, some
+from virb.encoders.registry import encoder_names
 from virb.encoders.vit import HEADS, SIZES
 from virb.errors import UserError
 
@@ -22,7 +25,8 @@ __all__ = ["HEADS", "RULES", "Place", "Rule", "choose", "layout_table", "places"
 
 ANY = "*"  # any container that no other rule names
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module")
-CONTAINERS = ("state_dict_ema", "model_ema", "", "state_dict", "model")  # with ANY: averaged weights first, as timm takes them
+# With ANY: averaged weights first, as timm takes them.
+CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "", "state_dict", "model")
 # Prefixes of keys that no output of a network passes through: classifiers, projections, decoders, masks.
 HEAD_NAMES = (
     *("head.", "heads.", "fc.", "head_dist.", "classifier.", "linear.", "mlp_head.", "projection_head.", "prototypes", "projector."),
@@ -33,7 +37,8 @@ HEAD_NAMES = (
 @dataclass(frozen=True)
 class Rule:
     """One row. ``prefix``: names before the network's own, wrappers taken out; ``family``: only such networks; ``beside``: the file has a
-    key that begins so (after the wrappers), which tells layouts of one prefix apart. ``heads``: width -> heads that no shape tells."""
+    key that begins so (after the wrappers), which tells layouts of one prefix apart. ``heads``: width -> heads that no shape tells.
+    ``method``: whether the layout is of methods that all take ImageNet's mean and std; False where any program may have written it."""
 
     kind: str
     name: str
@@ -43,6 +48,7 @@ class Rule:
     family: str | None = None
     beside: tuple[str, ...] = ()
     heads: Mapping[int, int] | None = None
+    method: bool = True
 
 
 _VISSL = ("classy_state_dict.base_model.model.trunk",)
@@ -67,29 +73,29 @@ RULES = (
     Rule("byol", "BYOL, online network", (ANY,), "online_encoder", "resnet18"),
     Rule("byol", "BYOL, online network", ("online_backbone", "online_network", "online_encoder"), "", "resnet18"),
     Rule("simsiam", "SimSiam", (ANY,), "encoder", "resnet18", beside=("predictor.",)),
-    Rule("simclr", "SimCLR (PyTorch-Lightning)", (ANY,), "encoder", "resnet18", beside=("projection.",)),
+    Rule("simclr", "SimCLR (PyTorch-Lightning)", (ANY,), "encoder", "resnet18", beside=("projection.",), method=False),
     Rule("barlowtwins", "Barlow Twins", ("model",), "backbone", "resnet18", "resnet", beside=("projector.", "bn.")),
     Rule("solo", "solo-learn", (ANY,), "backbone", "resnet18, vit", beside=("classifier.", "projector.")),
     Rule("solo", "solo-learn, old names", (ANY,), "encoder", "resnet18", beside=("classifier.", "projector.")),
     Rule("lightly", "lightly", (ANY,), "backbone", "resnet18 in a Sequential", beside=("projection_head.", "prediction_head.")),
     Rule("lightly", "lightly", (ANY,), "backbone.vit", "vit", "vit"),
-    Rule("dino", f"{_DINO}: a backbone with its prefix", (ANY,), "backbone", "vit, resnet18"),
+    Rule("dino", f"{_DINO}: a backbone with its prefix", (ANY,), "backbone", "vit, resnet18", method=False),
     Rule("virb", "ViRB 2021", (ANY,), "model", "resnet18, resnet50", "resnet"),
-    Rule("leopart", "Leopart", (ANY,), "model", "vit", "vit"),
+    Rule("leopart", "Leopart", (ANY,), "model", "vit", "vit", method=False),
     Rule("swav", "SwAV", (ANY,), "", "resnet18", "resnet", beside=("projection_head.", "prototypes.")),
     Rule("mae", "MAE", ("model",), "", "vit with its decoder", "vit", beside=("decoder_embed.",)),
     Rule("dinov2", "DINOv2 hub file", (ANY,), "", "vit with registers and layer scale", "vit", beside=("blocks.0.ls1.", "register_tokens")),
-    Rule("torchvision", "torchvision names (also Barlow Twins' and DINO's ResNet-50)", (ANY,), "", "all ResNets", "resnet"),
-    Rule("timm", "timm names (also DINO's, DoRA's and iBOT's backbones)", (ANY,), "", "vit", "vit"),
+    Rule("torchvision", "torchvision names (also Barlow Twins' and DINO's ResNet-50)", (ANY,), "", "all ResNets", "resnet", method=False),
+    Rule("timm", "timm names (also DINO's, DoRA's and iBOT's backbones)", (ANY,), "", "vit", "vit", method=False),
     Rule("xcit", "XCiT (the authors' names, or timm's)", (ANY,), "", "xcit_nano_12_p16", "xcit"),
-    Rule("bare", "the network's own names", (ANY,), "", "a network of the user"),
-    Rule("prefixed", "one prefix", (ANY,), "model", "XCiT"),
-    Rule("prefixed", "one prefix", (ANY,), "encoder", "vit"),
-    Rule("prefixed", "one prefix", (ANY,), "network", "vit"),
-    Rule("prefixed", "one prefix", (ANY,), "net", "vit"),
-    Rule("prefixed", "one prefix", (ANY,), "trunk", "vit"),
-    Rule("prefixed", "one prefix", (ANY,), "feature_extractor", "resnet18"),
-    Rule("prefixed", "one prefix", (ANY,), "feature_extractor.resnet", "resnet18"),
+    Rule("bare", "the network's own names", (ANY,), "", "a network of the user", method=False),
+    Rule("prefixed", "one prefix", (ANY,), "model", "XCiT", method=False),
+    Rule("prefixed", "one prefix", (ANY,), "encoder", "vit", method=False),
+    Rule("prefixed", "one prefix", (ANY,), "network", "vit", method=False),
+    Rule("prefixed", "one prefix", (ANY,), "net", "vit", method=False),
+    Rule("prefixed", "one prefix", (ANY,), "trunk", "vit", method=False),
+    Rule("prefixed", "one prefix", (ANY,), "feature_extractor", "resnet18", method=False),
+    Rule("prefixed", "one prefix", (ANY,), "feature_extractor.resnet", "resnet18", method=False),
     # what the rules above leave: the other half of the same files, if it is alone or asked for
     Rule("dino", f"{_DINO}: student", ("student",), "backbone", "vit"),
     Rule("dino", f"{_DINO}: student", ("student",), "", "vit"),
@@ -106,7 +112,7 @@ RULES = (
     Rule("solo", "solo-learn, momentum, old names", (ANY,), "momentum_encoder", "resnet18"),
     Rule("lightly", "lightly, student", (ANY,), "student_backbone", "resnet18 in a Sequential"),
     Rule("lightly", "lightly, momentum", (ANY,), "backbone_momentum", "resnet18 in a Sequential"),
-    Rule("other", "a prefix of no known layout, if there is one network alone", (ANY,), ANY, "vit"),
+    Rule("other", "a prefix of no known layout, if there is one network alone", (ANY,), ANY, "vit", method=False),
 )
 _NAMED = {name for rule in RULES for name in rule.containers} - {ANY, "model"}
 
@@ -178,7 +184,15 @@ def recognise(checkpoint: Checkpoint, key: str | None = None) -> Found:
     """(architecture, arguments) of the network in a file. UserError says what is unclear, and what to name."""
     place = choose(checkpoint, key)
     noted = _noted(checkpoint)
-    found = noted or infer(place.state, place.rule.heads)
+    heads = None if noted is None else noted[1].get("heads")
+    told = vit_shapes(place.state) if is_vit(place.state) else {}
+    found = infer(place.state, place.rule.heads if heads is None or not told else {told["width"]: heads})
+    if noted is not None and noted[0] in _GIANTS and (told.get("width"), told.get("depth")) == (1536, 40):
+        return noted  # in timm's names, whose shapes do not tell it
+    if noted is not None and isinstance(found, tuple) and found[0] != noted[0]:
+        raise UserError(
+            f"{checkpoint.path} notes that it holds {noted[0]}, but its shapes are those of {found[0]}; name `arch:` or `timm:`"
+        )
     if isinstance(found, str):
         raise UserError(f"{checkpoint.path} holds {found}; name `arch:` with `args:`, or `module:`")
     return found
@@ -203,17 +217,58 @@ def vit_arguments(checkpoint: Checkpoint, key: str | None, arch: str, given: Map
     return {name: value for name, value in told.items() if not (arch in SIZES and name in ("width", "depth"))}
 
 
+def layout_of(checkpoint: Checkpoint, key: str | None, wanted: Collection[str]) -> Rule:
+    """The row of the place that filled a network with the ``wanted`` names; of a converted file, the row that its source had."""
+    noted = checkpoint.metadata.get("virb.layout", "")
+    origin = max((rule for rule in RULES if f"{noted}, ".startswith(f"{rule.name}, ")), key=lambda rule: len(rule.name), default=None)
+    if origin is not None:
+        return origin
+    names = [name for name in wanted if not name.endswith(("num_batches_tracked", "mask_token"))]
+    return choose(checkpoint, key, names).rule if places(checkpoint, key, names) else RULES[-1]
+
+
+def normalisation(rule: Rule) -> dict[str, Any]:
+    """``mean`` and ``std`` of the methods whose layout this is; empty where the layout does not tell."""
+    return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if rule.method else {}
+
+
+def check_heads(checkpoint: Checkpoint, rule: Rule, width: int, heads: int | None, given: Mapping[str, Any]) -> None:
+    """UserError where a network has other heads than its weights, which no shape would show: other than `virb convert` noted, or than
+    the layout's networks of this width have (which gives way to heads in ``given``, the arguments of the user)."""
+    noted = _noted(checkpoint)
+    told = noted[1].get("heads") if noted is not None else None
+    who = f"{checkpoint.path} notes that its network"
+    if told is None and not {"heads", "num_heads"} & given.keys():
+        told, who = (rule.heads or {}).get(width), f"{checkpoint.path}: {rule.name}'s network of this width"
+    if told is not None and heads is not None and told != heads:
+        raise UserError(f"{who} has {told} heads, not {heads}\n  try   no `arch:` or `timm:`, or arch: vit with args: {{heads: {told}}}")
+
+
 def _noted(checkpoint: Checkpoint) -> Found | None:
-    """What `virb convert` wrote beside the tensors."""
+    """What `virb convert` wrote beside the tensors. Whoever wrote the file: UserError for anything that `virb convert` does not write."""
     import json
 
-    try:
-        if checkpoint.metadata.get(FORMAT) != "1":
-            return None
-        arguments = json.loads(checkpoint.metadata["virb.arguments"])
-        return (checkpoint.metadata["virb.architecture"], arguments) if isinstance(arguments, dict) else None
-    except (KeyError, ValueError, TypeError):
+    if checkpoint.metadata.get(FORMAT) != "1":
         return None
+    try:
+        arguments = json.loads(checkpoint.metadata["virb.arguments"])
+        architecture = checkpoint.metadata["virb.architecture"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+    known = isinstance(architecture, str) and (architecture in encoder_names() or _PLAIN_TIMM.fullmatch(architecture))
+    plain = isinstance(arguments, dict) and all(
+        name in _WRITTEN and isinstance(value, int | float) and 0 <= value < 1 << 20 for name, value in arguments.items()
+    )
+    if not known or not plain:
+        raise UserError(
+            f"{checkpoint.path} notes an architecture that `virb convert` does not write; name `arch:` or `timm:` for its weights"
+        )
+    return architecture, arguments
+
+
+_PLAIN_TIMM = re.compile(r"timm:\w+")  # no tag, no address, no file
+_GIANTS = ("timm:vit_giant_patch14_dinov2", "timm:vit_giant_patch14_reg4_dinov2")
+_WRITTEN = {"width", "depth", "heads", "patch_size", "img_size", "mlp_ratio", "qkv_bias", "registers", "layer_scale"}
 
 
 # Finding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from virb.encoders import checkpoints, custom, hub, huggingface, openclip, timm
 from virb.encoders.base import Encoder, InputSpec
 from virb.encoders.download import Tell
 from virb.encoders.filling import fill
-from virb.encoders.layouts import recognise, vit_arguments
+from virb.encoders.layouts import check_heads, layout_of, normalisation, recognise, vit_arguments
 from virb.encoders.offline import only_cached, timm_source, torch_cache
 from virb.encoders.recipes import PRETRAINED, RANDOM, SUPERVISED, Recipe, read_recipe, resolve
 from virb.encoders.registry import build, encoder_names, find_builder, register_encoder
@@ -172,7 +172,18 @@ def _seal_random(encoder: Encoder, recipe: Recipe, name: str, seed: int) -> Enco
 
 def _seal_filled(encoder: Encoder, recipe: Recipe, name: str, checkpoint: checkpoints.Checkpoint) -> Encoder:
     filled = fill(encoder.network, checkpoint, encoder.spec.architecture, encoder.ignored or ("head.",), recipe.checkpoint_key)
+    rule = layout_of(checkpoint, recipe.checkpoint_key, encoder.network.state_dict())
+    check_heads(checkpoint, rule, encoder.spec.embed_dim, encoder.spec.n_heads, recipe.args)
+    told = normalisation(rule)
+    encoder.set_input(encoder.spec.input.override(told))
+    if not told and not {"mean", "std"} <= recipe.input.keys():
+        spec = encoder.spec.input.override(recipe.input)
+        filled += f"; normalisation assumed: mean {_numbers(spec.mean)}, std {_numbers(spec.std)} (say input: {{mean: ..., std: ...}})"
     return _seal(encoder, recipe, name, filled)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def _no_network() -> Iterator[None]:
     for module, name, closed in ways:
         setattr(module, name, closed)
     try:
-        with redirect_stderr(StringIO()):  # torch.hub says "Downloading" before it tries
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # torch.hub says "Downloading" before it tries, on either
             yield
     finally:
         for (module, name, _), opened in zip(ways, before, strict=True):

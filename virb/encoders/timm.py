@@ -131,8 +131,12 @@ def create(name: str, arguments: Mapping[str, Any], pretrained: bool) -> TimmEnc
     import timm
 
     bare = name.partition(".")[0]
+    if "checkpoint_path" in arguments:
+        raise UserError(f"timm:{name}: a file of weights is named by `weights:`, not by args: {{checkpoint_path: ...}}")
     if "/" not in name and not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{did_you_mean(bare, timm.list_models())}")
+    if pretrained and "act_layer" not in arguments:
+        _check_activation(name)
     for any_size in _ANY_SIZE:
         options = {**any_size, **arguments}
         try:
@@ -148,6 +152,20 @@ def create(name: str, arguments: Mapping[str, Any], pretrained: bool) -> TimmEnc
             raise UserError(f"timm:{name}: {error}") from error
         return TimmEncoder(network, name, arguments)
     raise UserError(f"timm:{name} cannot be built")
+
+
+def _check_activation(name: str) -> None:
+    """UserError where timm notes that these weights were trained with QuickGELU and the model of this name has GELU: the outputs would
+    be those of neither. timm only says so in the notes of the weights; its variants with QuickGELU have the same weights."""
+    import timm
+
+    label = name.rpartition("/")[2]  # hf-hub:timm/NAME has the notes of NAME
+    config = timm.get_pretrained_cfg(label) if timm.is_model_pretrained(label) else None
+    if config is None or "quickgelu" in label or not any("quickgelu" in str(note).lower() for note in config.notes or ()):
+        return
+    variant = label.replace("_clip_", "_clip_quickgelu_")
+    advice = f"timm: {variant}" if timm.is_model(variant) else "its quickgelu variant"
+    raise UserError(f"timm:{name} has GELU, but its pretrained weights were trained with QuickGELU\n  try   {advice}")
 
 
 def describe_pretrained(network: nn.Module) -> str:

@@ -6,6 +6,7 @@ import io
 import math
 import mmap
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,10 @@ def _read_zip(file: IO[bytes]) -> Any:
                 if info is None:
                     raise Damaged(f"has no record of storage {name[:20]}; it is damaged")
                 cached[name] = _record(file, archive, info)
+                if cached[name].numel() != count * kind.itemsize:
+                    raise Damaged(
+                        f"has {cached[name].numel():,} bytes of storage {name[:20]}, which has {count * kind.itemsize:,}; it is damaged"
+                    )
             return _typed(cached[name], kind, count, name)
 
         try:
@@ -105,10 +110,24 @@ def _record(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
             raise Damaged(f"has a record that ends after the file; it is truncated ({info.filename})")
         if info.file_size == 0:
             return torch.empty(0, dtype=torch.uint8)
+        _check(file, at, info)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return torch.frombuffer(mapped, dtype=torch.uint8, offset=at, count=info.file_size)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise Damaged(f"has a damaged record {info.filename} ({error})") from error
+
+
+def _check(file: IO[bytes], at: int, info: zipfile.ZipInfo) -> None:
+    """Reads the record once, a piece at a time, so that none of it stays in memory."""
+    file.seek(at)
+    left, found = info.file_size, 0
+    while left:
+        piece = file.read(min(left, 1 << 20))
+        if not piece:
+            raise Damaged(f"ends within the record {info.filename}; it is truncated")
+        left, found = left - len(piece), zlib.crc32(piece, found)
+    if found != info.CRC:
+        raise Damaged(f"has a damaged record {info.filename} (its CRC-32 is another)")
 
 
 # Bare pickles
@@ -120,7 +139,9 @@ def _read_bare(file: IO[bytes], size: int, depth: int) -> Any:
     waiting: dict[str, tuple[torch.dtype, int, Tensor]] = {}
 
     def find(key: Any) -> Any:
-        if isinstance(key, tuple) and key and key[0] == "module":  # a whole model, with its source code: the class by its name
+        if (
+            isinstance(key, tuple) and key and key[0] == "module" and isinstance(key[1], Global)
+        ):  # a whole model, with its source code: the class by its name
             return key[1]
         kind, name, count = _storage_key(key)
         if name not in waiting:
@@ -137,7 +158,7 @@ def _read_bare(file: IO[bytes], size: int, depth: int) -> Any:
             return Storage(data.view(dtype)[offset : offset + part])
         return _typed(data, kind, count, name)
 
-    content = unpickling.load(file, find, _calls(depth))
+    content = unpickling.load(file, None, _calls(depth))
     if not isinstance(content, int) or content != _MAGIC:
         return content
     version = unpickling.load(file)
@@ -145,13 +166,18 @@ def _read_bare(file: IO[bytes], size: int, depth: int) -> Any:
     if version != 1001:
         raise Damaged(f"is of torch file version {version!r}, which is unknown")
     content = unpickling.load(file, find, _calls(depth))
-    for name in unpickling.load(file):
-        if str(name) not in waiting:
-            raise Damaged(f"has bytes of a storage {str(name)[:20]} that nothing names")
+    names = unpickling.load(file)
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        raise Damaged("has no list of its storages")
+    if len(names) != len(waiting) or {str(name) for name in names} != waiting.keys():
+        raise Damaged("lists other storages than its tensors have; it is damaged")
+    for name in names:
         _, count, data = waiting[str(name)]
         whole = memoryview(data.numpy())  # type: ignore[arg-type]
         if int.from_bytes(file.read(8), "little") != count or file.readinto(whole) != data.numel():  # type: ignore[attr-defined]
             raise Damaged(f"ends within storage {name} of {count:,} numbers; it is truncated")
+    if file.read(1):
+        raise Damaged("goes on after its last storage")
     return content
 
 

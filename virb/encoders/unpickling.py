@@ -22,7 +22,18 @@ def load(file: IO[bytes], storages: Storages | None = None, calls: Calls | None 
     for further names that the file may call (it gets inert arguments and must check them). Refused, or Damaged."""
     try:
         return _Reader(storages, calls or {}).read(pickletools.genops(file))
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, EOFError, MemoryError) as error:
+    except (
+        IndexError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        EOFError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
         raise Damaged(f"is not a whole pickle ({type(error).__name__}: {str(error)[:100]})") from error
 
 

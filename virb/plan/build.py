@@ -52,7 +52,7 @@ def build_plan(
 def draft_plan(
     settings: RunSettings,
     encoders: Sequence[Config],
-    tasks: Sequence[TaskConfig],
+    tasks: Sequence[TaskConfig] | None,
     problems: Iterable[Problem] = (),
     *,
     texts: Mapping[str, str] | None = None,
@@ -63,18 +63,19 @@ def draft_plan(
     """Checks everything that can be checked without running; ``problems`` are those found so far, ``texts`` the files as read.
 
     With ``on_encoder`` (``virb check``) nothing is downloaded, and every encoder is tried on noise and told about, also one that fails.
-    Raises ConfigError with every problem of the input at once.
+    ``tasks`` None: only the encoders are looked at. Raises ConfigError with every problem of the input at once.
     """
     load = partial(load_encoder, seed=settings.seed, offline=on_encoder is not None, progress=on_download)
     builder = _Builder(settings, list(problems), Datasets(settings.data_root, tell), Meter(settings.device_kind), load, on_encoder)
     builder.check_place()
-    if not builder.problems and not (encoders and tasks):
+    if not builder.problems and not (encoders and (tasks or tasks is None)):
         builder.problems.append(Problem("command line", 0, "", f"there are no {'tasks' if encoders else 'encoders'} to run"))
-    resolved = builder.resolve(tasks)
+    resolved = builder.resolve(tasks or ())
     for config in builder.usable(encoders):
         tell(f"checking encoder {config.name}")
         builder.add_encoder(config, resolved)
-    builder.check_store()
+    if tasks is not None:
+        builder.check_store()
     if builder.problems:
         raise ConfigError(builder.problems)
     parts = {task.label: _own_part((texts or {}).get(task.where.file, ""), task.where) for task, _ in resolved if task.where}
