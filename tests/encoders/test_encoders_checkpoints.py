@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import pickle
+import re
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +388,24 @@ def test_reading_keeps_the_file_out_of_memory(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "big.pth")], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.6 * size  # one copy, and what the comparison needs for a moment (flags, a byte per number)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bn1.running_var", lambda t: t * float("nan"), "holds NaN or infinite values"),
+        ("bn1.running_mean", lambda t: t + float("inf"), "holds NaN or infinite values"),
+        ("bn1.running_var", lambda t: -t - 1, "holds negative variances"),
+        ("bn1.weight", lambda t: t.double() * 1e300 * 1e300, "holds NaN or infinite values"),
+        ("conv1.weight", lambda t: t.to(torch.int8), "int8 values, expected plain floating-point numbers"),
+        ("conv1.weight", lambda t: torch.complex(t, t), "complex64 values, expected plain floating-point numbers"),
+    ],
+)
+def test_what_no_network_can_have_is_refused(
+    tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    state = dict(load_encoder({"arch": "resnet18", "weights": "random"}).network.state_dict())
+    state[name] = change(state[name])
+    torch.save(state, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=f"{re.escape(name)} .*{message}"):
+        load_encoder({"arch": "resnet18", "weights": str(tmp_path / "odd.pt")})

@@ -13,6 +13,7 @@ from virb.encoders.layouts import HEAD_NAMES, RULES, Place, choose, places
 from virb.errors import UserError
 
 _EXEMPT = ("num_batches_tracked", "mask_token")  # last parts of names that no output depends on
+_RUNNING = ("running_mean", "running_var")
 
 
 def fill(network: nn.Module, checkpoint: Checkpoint, label: str, ignored: Sequence[str] = (), key: str | None = None) -> str:
@@ -36,6 +37,8 @@ def fill(network: nn.Module, checkpoint: Checkpoint, label: str, ignored: Sequen
             _refusal(checkpoint, counts, place, {"missing": missing, "of another shape": others, "unexpected": unexpected}, advice)
         )
     taken = {name: state[name] for name in wanted}
+    for name, tensor in taken.items():
+        _check_kind(name, tensor, wanted[name], str(checkpoint.path))
     network.load_state_dict(taken, strict=False)
     compare(network, taken, str(checkpoint.path))
     details = _details(checkpoint, place, spelling, taken)
@@ -44,8 +47,8 @@ def fill(network: nn.Module, checkpoint: Checkpoint, label: str, ignored: Sequen
 
 def compare(network: nn.Module, state: State, path: str) -> None:
     """UserError unless every tensor in memory has the values of ``state``, in its own dtype."""
-    parameters = dict(network.named_parameters(remove_duplicate=False))
     memory = network.state_dict(keep_vars=True)
+    buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
     absent = [name for name in memory if name not in state and not _exempt(name)]
     if absent:
         raise UserError(f"{path} does not fill {some(absent)}")
@@ -53,11 +56,28 @@ def compare(network: nn.Module, state: State, path: str) -> None:
         if name not in state:
             continue
         expected = state[name].to(value.dtype)
-        if name in parameters and not torch.isfinite(expected).all():
-            raise UserError(f"{path}: {name} holds NaN or infinite values; the training that wrote it had diverged, or the file is damaged")
         here = value.detach().cpu()
+        if expected.is_floating_point():
+            # -inf is a value in the masks of some attention layers; nowhere else is anything but a finite number one.
+            bad = torch.isnan(expected) if name in buffers and not name.endswith(_RUNNING) else ~torch.isfinite(expected)
+            if bad.any():
+                raise UserError(
+                    f"{path}: {name} holds NaN or infinite values; the training that wrote it had diverged, or the file is damaged"
+                )
+            if name.endswith("running_var") and (expected < 0).any():
+                raise UserError(f"{path}: {name} holds negative variances; the file is damaged")
         if not bool(((here == expected) | ((here != here) & (expected != expected))).all()):
             raise UserError(f"{path}: {name} in memory differs from the file after loading (do two parameters share one tensor?)")
+
+
+def _check_kind(name: str, tensor: Tensor, wanted: Tensor, path: str) -> None:
+    """UserError for what only looks like weights: whole numbers, complex, sparse or quantised values, or no values at all."""
+    dense = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+    if not dense or (wanted.is_floating_point() and not tensor.is_floating_point()):
+        kind = (
+            "no values" if tensor.is_meta else f"{'' if dense else 'sparse or quantised '}{str(tensor.dtype).removeprefix('torch.')} values"
+        )
+        raise UserError(f"{path}: {name} has {kind}, expected plain floating-point numbers; save the network's float weights")
 
 
 def _place(checkpoint: Checkpoint, key: str | None, wanted: Mapping[str, Tensor]) -> Place:
