@@ -409,3 +409,22 @@ def test_what_no_network_can_have_is_refused(
     torch.save(state, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=f"{re.escape(name)} .*{message}"):
         load_encoder({"arch": "resnet18", "weights": str(tmp_path / "odd.pt")})
+
+
+def test_a_small_file_that_holds_itself_many_times_does_not_hang(tmp_path: Path) -> None:
+    knot: dict[str, Any] = {}
+    knot.update({str(i): knot for i in range(40)})
+    (tmp_path / "knot.pkl").write_bytes(pickle.dumps(knot))
+    with pytest.raises(UserError, match="is nested more than any checkpoint is"):
+        _ = read(tmp_path / "knot.pkl").branches
+
+
+def test_an_index_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a/data.pkl", "w", force_zip64=True) as part,
+    ):
+        for _ in range(257):
+            part.write(bytes(1 << 20))
+    with pytest.raises(UserError, match="an index of more than 256 MB"):
+        read(tmp_path / "bomb.pt")

@@ -22,6 +22,7 @@ State = Mapping[str, Tensor]
 FORMAT = "virb.format"  # in the metadata of files that `virb convert` wrote
 _INDEX = ".index.json"
 _DEPTH = 8
+_MOST_CONTAINERS = 100_000  # visited in one file; real ones have hundreds
 _PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<script")
 
 
@@ -36,7 +37,10 @@ class Checkpoint:
     @cached_property
     def branches(self) -> dict[str, State]:
         """Every mapping with tensors by name; its keys in the file, joined by dots, are the branch's name, "" at the top level."""
-        found = dict(_branches(self.content))
+        try:
+            found = dict(_branches(self.content, budget=iter(range(_MOST_CONTAINERS))))
+        except RuntimeError as error:  # the budget is spent
+            raise UserError(f"{self.path} is nested more than any checkpoint is; it cannot be used as weights") from error
         return {name: _without_compile(state) for name, state in found.items()}
 
 
@@ -155,7 +159,8 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 # Branches
 
 
-def _branches(content: Any, name: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, State]]:
+def _branches(content: Any, name: str = "", depth: int = _DEPTH, *, budget: Iterator[int]) -> Iterator[tuple[str, State]]:
+    next(budget)  # a small file can hold itself many times over
     if isinstance(content, Record):
         if "_modules" in content.fields:  # a whole pickled model: its tensors, by the names that its state dict would have
             yield name, dict(_module_tensors(content))
@@ -168,7 +173,7 @@ def _branches(content: Any, name: str = "", depth: int = _DEPTH) -> Iterator[tup
         yield name, tensors
     for key, value in content.items():
         if isinstance(key, str) and isinstance(value, Mapping | Record):
-            yield from _branches(value, f"{name}.{key}" if name else key, depth - 1)
+            yield from _branches(value, f"{name}.{key}" if name else key, depth - 1, budget=budget)
 
 
 def as_tensor(value: Any) -> Tensor | None:

@@ -36,6 +36,7 @@ _KINDS = {
 }
 _STORAGES = {f"{module}.{name}Storage": dtype for name, dtype in _KINDS.items() for module in ("torch", "torch.cuda", "torch.storage")}
 _NESTED = 2  # how deep files within files go
+_LARGEST_PICKLE = 256 << 20  # bytes of a zip's index of tensors; real ones have some hundred kB
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def _read_zip(file: IO[bytes]) -> Any:
             return _typed(cached[name], kind, count, name)
 
         try:
+            if archive.getinfo(f"{root}data.pkl").file_size > _LARGEST_PICKLE:
+                raise Damaged("has an index of more than 256 MB, which no checkpoint has")
             content = archive.read(f"{root}data.pkl")
         except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise Damaged(f"has a damaged record ({error})") from error
