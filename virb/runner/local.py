@@ -107,7 +107,8 @@ def _in_workers(
             while spare_slots and graph.waiting:  # at the start, and after a worker died
                 _start(workers, spare_slots.pop(0), context, devices, make_doer)
             for worker in workers:
-                if worker.unit is None and (unit := graph.next_ready()) is not None:
+                # A worker that died while it had nothing to do is given nothing more; it is buried below.
+                if worker.unit is None and worker.process.is_alive() and (unit := graph.next_ready()) is not None:
                     _give(graph, worker, unit, observer, on_lost)
             ready = wait([w.pipe for w in workers] + [w.process.sentinel for w in workers], timeout=_TICK)
             for worker in list(workers):
