@@ -4,7 +4,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env quickstart test test-all lint format clean
+.PHONY: help env quickstart test test-all lint format bench clean
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -38,6 +38,9 @@ lint: $(VENV)/.installed-dev ## ruff (rules, layout), mypy (types), import-linte
 format: $(VENV)/.installed-dev ## let ruff lay out the code and mend what it can
 	$(PY) -m ruff format
 	$(PY) -m ruff check --fix
+
+bench: $(VENV)/.installed ## run the benchmarks and write their tables into docs/performance.md (an hour on two quiet cores)
+	$(PY) benchmarks/run.py
 
 clean: ## remove .venv and every cache; results (out/) and features stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage .coverage.*

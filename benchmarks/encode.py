@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from frame import Table, machine, verdict
 from torch import Tensor
 
 from virb.encoders.base import Encoder
@@ -107,41 +108,58 @@ def resident(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", default=["vit_small", "resnet50", "timm:vit_small_patch16_224"])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=2, help="batches in one measurement")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--memory_only", action="store_true", help="leave the images/s out")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def table(quick: bool = False, options: argparse.Namespace | None = None) -> Table:
+    options = options or parser().parse_args(["--quick"] if quick else [])
+    if quick:
+        options.size, options.batches, options.arch = 64, 1, options.arch[:2]
     torch.set_num_threads(options.threads)
-    if options.peak:
-        print(measure_peak(options.peak, options.device))
-        return
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no GPU here")
     target = TARGETS[options.device]
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
-    print(f"torch {torch.__version__}, {where}; batches of {options.batch} at {options.size} px, medians of {PAIRS} interleaved pairs\n")
-    print(f"{'images/s, embedding':<40} {'ours':>9} {'bare':>9} {'ratio':>6}")
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread{'s' * (options.threads != 1)}"
+    rows: list[tuple[str, ...]] = []
     for arch in () if options.memory_only else options.arch:
         for dtype in ("fp32", "bf16"):
             mine, plain, ratio = speed(arch, dtype, options)
-            note = "" if ratio >= target else f"  below {target:.2f}"
-            print(f"{f'{arch} {dtype} {options.device}':<40} {mine:9.1f} {plain:9.1f} {ratio:6.3f}{note}", flush=True)
+            cells = (f"{mine:.1f} img/s", f"{plain:.1f} img/s", f"{ratio:.3f} x", f">= {target:.2f} x", verdict(ratio >= target))
+            rows.append((f"{arch} {dtype}, embedding", *cells))
     if options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         raise SystemExit("peak memory on a CPU is measured on Linux only")
-    attention, plain = (statistics.median(peak_of(want, options) for _ in range(3)) for want in ("attention[-1]", "embedding"))
-    name = f"vit_small/{PATCH} at {SIDE} px {options.device}: attention"
-    print(f"\n{'peak MB of a forward, above the weights':<48} {'ours':>9} {'plain':>9} {'ratio':>6}")
-    note = "" if attention < MEMORY_TARGET * plain else f"  above {MEMORY_TARGET}"
-    print(f"{name:<48} {attention:9.1f} {plain:9.1f} {attention / plain:6.3f}{note}")
-    if options.device == "cpu":
-        print("\nGPU rows: not measured; on a machine with one: python benchmarks/encode.py --device cuda --batch 256 --batches 8")
+    repeats = 1 if quick else 3
+    attention, plain = (statistics.median(peak_of(want, options) for _ in range(repeats)) for want in ("attention[-1]", "embedding"))
+    share = attention / plain
+    cells = (f"{attention:.1f} MB", f"{plain:.1f} MB", f"{share:.3f} x", f"< {MEMORY_TARGET} x", verdict(share < MEMORY_TARGET))
+    rows.append((f"peak memory of attention[-1], vit_small/{PATCH} at {SIDE} px", *cells))
+    return Table(
+        f"Our encoders and their bare networks, batches of {options.batch} at {options.size} px, {where}",
+        ("what", "ours", "bare", "ratio", "target", "reached"),
+        tuple(rows),
+        (f"medians of {PAIRS} pairs run in turn; bare memory is that of the plain forward, both above the weights",),
+        gpu="" if options.device == "cuda" else "python benchmarks/encode.py --device cuda --batch 256 --batches 8",
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--arch", nargs="+", default=["vit_small", "resnet50", "timm:vit_small_patch16_224"])
+    made.add_argument("--batch", type=int, default=256 if torch.cuda.is_available() else 16)
+    made.add_argument("--batches", type=int, default=8 if torch.cuda.is_available() else 2, help="batches in one measurement")
+    made.add_argument("--size", type=int, default=224)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--memory_only", action="store_true", help="leave the images/s out")
+    made.add_argument("--quick", action="store_true", help="small sizes: to see that it works, not for figures")
+    made.add_argument("--peak", help=argparse.SUPPRESS)
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.peak:
+        torch.set_num_threads(options.threads)
+        print(measure_peak(options.peak, options.device))
+    else:
+        print(f"{machine()}\n\n{table(options.quick, options).text()}")
 
 
 if __name__ == "__main__":

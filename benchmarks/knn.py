@@ -13,10 +13,10 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
 
 import psutil
 import torch
+from frame import Table, machine, timed, times
 
 from virb.functional.knn import nearest, normalise, piece_rows
 
@@ -43,9 +43,10 @@ def faiss_flat(bank: torch.Tensor, queries: torch.Tensor, k: int) -> torch.Tenso
     return torch.from_numpy(index.search(normalise(queries.clone()).numpy(), k)[1])
 
 
-def against_faiss(n_bank: int, n_queries: int, ks: list[int], repeats: int) -> None:
+def against_faiss(n_bank: int, n_queries: int, ks: list[int], repeats: int) -> list[tuple[str, ...]]:
     bank, queries = features(n_bank, 0), features(n_queries, 1)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    rows = []
     for k in ks:
         pairs, same = [], 0.0
         for _ in range(repeats):
@@ -57,10 +58,9 @@ def against_faiss(n_bank: int, n_queries: int, ks: list[int], repeats: int) -> N
             same = (a == b).double().mean().item()
         mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(x / y for x, y in pairs)
-        print(
-            f"{n_queries:,} queries x {n_bank:,} x {WIDTH}, k {k}: {mine:.2f} s, faiss flat {theirs:.2f} s, ratio {ratio:.2f} "
-            f"({100 * same:.3f} % of neighbours the same)"
-        )
+        what = f"{n_queries:,} queries x {n_bank:,} x {WIDTH}, k {k}"
+        rows.append((what, f"{mine:.2f} s", f"{theirs:.2f} s (faiss flat)", times(ratio), f"{100 * same:.3f} %"))
+    return rows
 
 
 def memory(n_bank: int, n_queries: int, k: int) -> None:
@@ -85,16 +85,8 @@ def memory(n_bank: int, n_queries: int, k: int) -> None:
     print(f"{n_queries:,} queries x {n_bank:,} x {WIDTH}, k {k}: {seconds:.1f} s, {most / 2**30:.2f} GiB besides the features")
 
 
-def on_gpu(n_bank: int, n_queries: int, k: int) -> None:
+def on_gpu(n_bank: int, n_queries: int, k: int) -> tuple[str, ...]:
     bank, queries = features(n_bank, 0, torch.float16, "cuda"), features(n_queries, 1, torch.float16, "cuda")
-
-    def seconds(call: Callable[[], object]) -> float:
-        call()
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
 
     def products() -> None:
         x = queries.float()
@@ -105,34 +97,54 @@ def on_gpu(n_bank: int, n_queries: int, k: int) -> None:
             for some in x.split(2048):
                 torch.mm(some, y.t(), out=tile[: len(some), : len(y)])
 
+    ours(bank, queries, k), products()  # warm
+    torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    whole = seconds(lambda: ours(bank, queries, k))
+    whole = timed(lambda: ours(bank, queries, k))
     peak = torch.cuda.max_memory_allocated() - held
-    alone = seconds(products)
-    work = 2 * n_bank * n_queries * WIDTH / 1e12
-    print(
-        f"{n_queries:,} queries x {n_bank:,} x {WIDTH}, k {k}: {whole:.2f} s, products alone {alone:.2f} s ({work / alone:.0f} TFLOP/s): "
-        f"{100 * alone / whole:.0f} % of their speed, {peak / 2**30:.2f} GiB besides the features"
+    alone = timed(products)
+    speed = 2 * n_bank * n_queries * WIDTH / 1e12 / alone
+    what = (
+        f"{n_queries:,} queries x {n_bank:,} x {WIDTH}, k {k}, {torch.cuda.get_device_name()}, {peak / 2**30:.2f} GiB besides the features"
+    )
+    return what, f"{whole:.2f} s", f"{alone:.2f} s (its products, {speed:.0f} TFLOP/s)", times(whole / alone), ""
+
+
+def table(quick: bool = False, options: argparse.Namespace | None = None) -> Table:
+    options = options or parser().parse_args([])
+    torch.set_num_threads(options.threads)
+    cuda = torch.cuda.is_available()
+    rows = [on_gpu(options.bank or 1_281_167, options.queries or 50_000, max(options.k))] if cuda else []
+    bank, queries = (5_000, 500) if quick else (100_000, 10_000)
+    rows += against_faiss(options.bank or bank, options.queries or queries, options.k, 1 if quick else options.repeats)
+    return Table(
+        f"k-NN with cosine similarity, {options.threads} thread{'s' * (options.threads != 1)} on the CPU",
+        ("what", "ours", "baseline", "ratio", "same neighbours"),
+        tuple(rows),
+        gpu="" if cuda else "python benchmarks/knn.py",
     )
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--bank", type=int)
+    made.add_argument("--queries", type=int)
+    made.add_argument("--k", type=int, nargs="+", default=[20, 200])
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--memory", action="store_true")
+    made.add_argument("--quick", action="store_true", help="small sizes: to see that it works, not for figures")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bank", type=int)
-    parser.add_argument("--queries", type=int)
-    parser.add_argument("--k", type=int, nargs="+", default=[20, 200])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if torch.cuda.is_available():
-        on_gpu(args.bank or 1_281_167, args.queries or 50_000, max(args.k))
-    if args.memory:
-        memory(args.bank or 1_281_167, args.queries or 50_000, max(args.k))
+    options = parser().parse_args()
+    if options.memory:
+        torch.set_num_threads(options.threads)
+        memory(options.bank or 1_281_167, options.queries or 50_000, max(options.k))
     else:
-        against_faiss(args.bank or 100_000, args.queries or 10_000, args.k, args.repeats)
+        print(f"{machine()}\n\n{table(options.quick, options).text()}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout that this script belongs to, installed or not
 
 import virb.metrics  # noqa: E402
-from virb.cli.parser import COMMANDS, DATA_ACTIONS, make_parser  # noqa: E402
+from virb.cli.parser import CACHE_ACTIONS, COMMANDS, DATA_ACTIONS, make_parser  # noqa: E402
 from virb.config.records import EncoderKeys, InputOverride, TaskKeys  # noqa: E402
 from virb.config.training import _PARAMETERS, _REQUIRED, GradientConfig, MlpConfig, SchedulerConfig  # noqa: E402
 from virb.data.datasets.facts import FACTS  # noqa: E402
@@ -463,11 +463,15 @@ def _flags(command: str, *below: str) -> str:
 
 
 def flags_other() -> str:
-    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in ("run", "check", "data"))
+    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in ("run", "check", "data", "cache"))
 
 
 def flags_data() -> str:
     return "\n".join(f"`virb data {name}`\n\n{_flags('data', name)}" for name in DATA_ACTIONS)
+
+
+def flags_cache() -> str:
+    return "\n".join(f"`virb cache {name}`\n\n{_flags('cache', name)}" for name in CACHE_ACTIONS)
 
 
 def datasets() -> str:
@@ -590,6 +594,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "flags-run": lambda: _flags("run"),
     "flags-other": flags_other,
     "flags-data": flags_data,
+    "flags-cache": flags_cache,
     "datasets": datasets,
     "archives": archives,
     "architectures": architectures,

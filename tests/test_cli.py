@@ -103,7 +103,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (("chekc",), "virb: no command 'chekc'; did you mean check?"),
-        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, convert, data"),
+        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, convert, data, cache"),
         (("--experiment_lst", "e.yaml"), "virb run: unknown option --experiment_lst; did you mean --experiment_list?"),
         (("check", "--sed=3"), "virb check: unknown option --sed=3; did you mean --seed?"),
         (("check", "--qqqq"), "virb check: unknown option --qqqq; virb check --help shows what there is"),
@@ -351,7 +351,7 @@ def test_check_shows_the_quickstart_and_touches_nothing(call: Call, here: Path) 
         r"geometries +2: 32px \(6 jobs\), 64px \(3 jobs\)",
         r"features +17\.1 MB to make, nothing cached yet; largest job 10\.8 MB \(pixels x shapes_count\)",
         r"disk +out/\.virb_cache: .* free, budget 80%",
-        r"time +about \d+ s on cpu x 2, float32",
+        r"time +about \d+ (s|min) on cpu x 2, float32",
         r"nothing was run",
     ):
         assert re.search(f"^{text}$", out, re.MULTILINE), text

@@ -202,3 +202,20 @@ def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
         assert re.search(r"decoding   \d+ / 100   \d+ %   \d+ images/s   left about \d:\d\d", shown[-2])
     rate = 10 / 4.0
     assert f"left about 0:{round((100 - 70) / rate):02}" in shown[-1]
+
+
+def test_pack_a_folder_and_read_it_back(call: Call, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for cls in BREEDS:
+            (tmp_path / "photos" / split / cls).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / cls / "0.png")
+    code, out, err = call("pack", "photos", "--out", "packed", "--shard_size", "1KB")
+    assert (code, err) == (0, "")
+    assert out.startswith("folder in packed: train 2 · test 2 · 2 shards, ")
+    assert "data: {root: packed}" in out
+    code, _, err = call("pack", "photos", "--out", "packed")
+    assert code == 2
+    assert "--force packs again" in err
+    assert call("pack", "photos", "--out", "packed", "--force")[0] == 0
+    assert "did you mean" in call("pack", "petz", "--out", "x")[2]
+    assert "--shard_size 0 is too small" in call("pack", "photos", "--out", "x", "--shard_size", "0")[2]

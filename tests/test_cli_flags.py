@@ -12,7 +12,7 @@ from PIL import Image
 
 from virb.cli import main
 from virb.cli.parser import COMMANDS, make_parser
-from virb.cli.run import _draft
+from virb.cli.run import make_draft
 from virb.errors import ConfigError, ViRBError
 from virb.plan.jobs import Plan
 from virb.plan.units import assemble
@@ -44,7 +44,7 @@ class _NoTerminal:
 def plan(*arguments: str) -> Plan:
     options = make_parser().parse_args(["run", *arguments])
     options.command_line = arguments
-    return assemble(_draft(options, _NoTerminal())[0])
+    return assemble(make_draft(options, _NoTerminal())[0])
 
 
 def ids(found: Plan) -> list[str]:
@@ -111,6 +111,10 @@ def precision() -> None:
     assert not set(keys("--devices", "cpu:1")) & set(keys("--devices", "cpu:1", "--precision", "bf16"))
 
 
+def compile() -> None:
+    assert not set(keys()) & set(keys("--compile"))
+
+
 def seed() -> None:
     before, after = plan(*FILES), plan(*FILES, "--seed", "3")
     assert {job.task.seeds for job in after.jobs} == {(3,)}
@@ -145,6 +149,10 @@ def cache_dir() -> None:
     assert plan(*FILES, "--cache_dir", "kept").context.cache_folder == Path("kept")
 
 
+def local_cache() -> None:
+    assert plan(*FILES, "--local_cache", "here").settings.local_cache == Path("here")
+
+
 def cache_budget() -> None:
     assert {unit.kind for unit in plan(*FILES, "--cache_budget", "0").units} == {"stream"}
 
@@ -168,6 +176,10 @@ def force() -> None:
     assert ([job.id for job in plan(*few).to_do], [job.id for job in plan(*few, "--force").to_do]) == ([], ["px/a"])
 
 
+def profile() -> None:
+    assert main([*FILES, "--only", "px", "--tasks", "a", "--devices", "cpu:1", "--profile"]) == 0
+
+
 def debug() -> None:
     assert main(["check", *FILES, "--protocol", "x"]) == 2
     with pytest.raises(ConfigError):
@@ -185,8 +197,9 @@ def dry_run() -> None:
 RUN: dict[str, Callable[[], None]] = {
     case.__name__: case
     for case in (
-        *(experiment_list, task_configs, name, encoder_weights, suffix, only, tasks, protocol, input_size, precision, seed, out, data_root),
-        *(devices, num_workers, cache_dir, cache_budget, no_cache, keep_heads, force, debug, dry_run),
+        *(experiment_list, task_configs, name, encoder_weights, suffix, only, tasks, protocol, input_size, precision, compile),
+        *(seed, out, data_root),
+        *(devices, num_workers, cache_dir, local_cache, cache_budget, no_cache, keep_heads, force, profile, debug, dry_run),
     )
 }
 OTHER = {("list", "what"), ("show", "task"), ("show", "task_configs"), ("show", "protocol"), ("show", "seed"), ("show", "debug")}
@@ -194,7 +207,7 @@ OTHER = {("list", "what"), ("show", "task"), ("show", "task_configs"), ("show", 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for command in COMMANDS:
-        few = {"list": ["tasks"], "show": ["x"], "convert": ["a", "b"], "data": ["list"]}.get(command, [])
+        few = {"list": ["tasks"], "show": ["x"], "convert": ["a", "b"], "data": ["list"], "cache": ["list"]}.get(command, [])
         yield command, make_parser().parse_args([command, *few]).parser
 
 

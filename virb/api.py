@@ -31,11 +31,10 @@ from virb.features.passes import Numerics, PassOptions
 from virb.features.passes import encode as encode_pixels
 from virb.plan.build import draft_plan
 from virb.plan.jobs import InMemory, RunSettings
-from virb.plan.units import assemble
 from virb.results.load import load_results
 from virb.results.tables import text_table
 from virb.runner.devices import parse_devices, resolve_precision
-from virb.runner.run import claim_if_writable, execute, nothing_to_do
+from virb.runner.run import claim_if_writable, execute, nothing_to_do, planned
 from virb.runner.settings import make_settings
 from virb.runner.worker import ENCODE_BATCH
 from virb.tasks.vocabulary import TaskVocabulary
@@ -115,7 +114,7 @@ def _as_list(images: np.ndarray) -> ArrayImages:
 
 
 OPTIONS = frozenset(
-    ("seed", "protocol", "input_size", "force", "no_cache", "cache_dir", "cache_budget", "data_root", "num_workers", "keep_heads")
+    "seed protocol input_size compile force no_cache cache_dir local_cache cache_budget data_root num_workers keep_heads".split()
 )
 
 
@@ -133,8 +132,8 @@ def run(
 
     ``experiments``: names to encoders (anything ``load_encoder`` takes, networks included), or an experiment-list file.
     ``tasks``: task ids, a mapping of labels to the keys of a task config, or a task-config file. ``options`` are those of the command
-    line (``seed``, ``protocol``, ``input_size``, ``force``, ``no_cache``, ``cache_dir``, ``cache_budget``, ``data_root``, ``num_workers``,
-    ``keep_heads``). Every mistake in what is given is in one ConfigError, and nothing is run.
+    line (``seed``, ``protocol``, ``input_size``, ``compile``, ``force``, ``no_cache``, ``cache_dir``, ``local_cache``, ``cache_budget``,
+    ``data_root``, ``num_workers``, ``keep_heads``). Every mistake in what is given is in one ConfigError, and nothing is run.
     Networks from memory run in this process on CPUs; on several GPUs their class must be importable.
     """
     from rich.console import Console
@@ -153,12 +152,11 @@ def run(
     if settings.device_kind == "cpu" and any(isinstance(config, InMemory) for config in encoders):
         settings = replace(settings, devices=settings.devices[:1])  # numbers do not depend on it
     draft = draft_plan(settings, encoders, configs, problems, texts=texts)
-    with claim_if_writable(settings.out) as lease:
-        plan = assemble(draft)
+    with claim_if_writable(settings.out) as lease, planned(draft) as (plan, use):
         if not plan.to_do:
             nothing_to_do(plan)
             return Results(settings.out, (), tuple(job.id for job in plan.done), {})
-        summary = execute(plan, Console(quiet=not progress, highlight=False), texts, lease)
+        summary = execute(plan, Console(quiet=not progress, highlight=False), texts, lease, use)
     return Results(settings.out, tuple(j.id for j in summary.done), tuple(j.id for j in summary.skipped), dict(summary.failed))
 
 

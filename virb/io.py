@@ -209,12 +209,8 @@ class Lease:
             guard.unlink(missing_ok=True)
 
     def _is_dead(self, path: Path, owner: dict[str, Any], mine: Path) -> bool:
-        if owner.get("place") == _place():
-            start = _process_start(owner["pid"])
-            if start is None or "unknown" not in (start, owner["start"]):
-                return start != owner["start"]
         try:  # both times by the file server's clock: hosts may disagree
-            return mine.stat().st_mtime - path.stat().st_mtime >= self.stale_after
+            return _owner_is_dead(path, owner, mine.stat().st_mtime, self.stale_after)
         except FileNotFoundError:
             return False
 
@@ -234,6 +230,36 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def is_held(path: Path, now: float | None = None, stale_after: float = 60.0) -> bool:
+    """Whether a lease is there whose owner lives. ``now`` is the file server's time where it is known (``server_time``)."""
+    try:
+        return not _owner_is_dead(path, _read_owner(path), time.time() if now is None else now, stale_after)
+    except FileNotFoundError:
+        return False
+
+
+def server_time(folder: Path) -> float:
+    """The time by the clock of whoever keeps ``folder``; this host's where nothing can be written there."""
+    probe = folder / f".tmp-{uuid.uuid4().hex[:12]}-clock"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def _owner_is_dead(path: Path, owner: dict[str, Any], now: float, stale_after: float) -> bool:
+    """At once on the same host, where its process can be looked for, else by the age of the last heartbeat."""
+    if owner.get("place") == _place():
+        start = _process_start(owner["pid"])
+        if start is None or "unknown" not in (start, owner["start"]):
+            return start != owner["start"]
+    return now - path.stat().st_mtime >= stale_after
 
 
 def _create_as(path: Path, source: Path) -> bool:

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from virb.data import loader
 from virb.data.images import ImageList
-from virb.data.loader import load_batches
+from virb.data.loader import LoadedBatch, load_batches, on_device
 from virb.data.transforms import Geometry, View
 from virb.errors import BadImage
 
@@ -110,3 +112,62 @@ def test_other_errors_are_not_taken_for_bad_images():
     with pytest.raises(IndexError):
         list(load_batches(broken, [0], [SQUASH], 2, 2, on_bad_image="skip"))
     assert decode_threads() == []
+
+
+class FakeCuda:
+    """Streams and events of a GPU that is not there: notes who waits for what, in order."""
+
+    def __init__(self, monkeypatch):
+        self.log = []
+        monkeypatch.setattr(loader.torch.cuda, "Stream", lambda device: "side")
+        monkeypatch.setattr(loader.torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(loader.torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(loader.torch.cuda, "Event", lambda **_: self.Event(self))
+        monkeypatch.setattr(loader, "_moved", self.moved)
+
+    class Event:
+        def __init__(self, cuda):
+            self.cuda = cuda
+
+        def record(self, stream):
+            self.batch = self.cuda.log[-1][1] if self.cuda.log else None
+
+    class Moved:
+        def __init__(self, cuda, number):
+            self.cuda, self.number = cuda, number
+
+        def record_stream(self, stream):
+            assert stream is self.cuda
+            self.cuda.log.append(("guarded", self.number))
+
+    def moved(self, pixels, device):
+        self.log.append(("copied", int(pixels[0, 0, 0, 0])))
+        return self.Moved(self, int(pixels[0, 0, 0, 0]))
+
+    def wait_event(self, event):
+        self.log.append(("waited", event.batch))
+
+
+def test_the_next_batch_is_on_its_way_before_one_is_handed_over_and_each_is_waited_for(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    batches = [LoadedBatch(np.array([i]), {SQUASH: torch.full((1, 3, 2, 2), i, dtype=torch.uint8)}) for i in range(3)]
+    for batch in on_device(iter(batches), torch.device("cuda:0")):
+        cuda.log.append(("encoded", int(batch.rows[0])))
+    steps = ["copied", "waited", "guarded", "encoded"]
+    for number in range(3):
+        places = [cuda.log.index((step, number)) for step in steps]
+        assert places == sorted(places)
+        if number < 2:
+            assert cuda.log.index(("copied", number + 1)) < places[1]
+    assert len(cuda.log) == 12
+
+
+def test_batches_stay_as_they_are_on_a_cpu():
+    (batch,) = on_device(load_batches(Listed(2), range(2), [SQUASH], 2), torch.device("cpu"))
+    assert batch.pixels[SQUASH].device.type == "cpu"
+
+
+def test_batches_are_one_block_that_threads_wrote_into():
+    for batch in load_batches(Listed(7, bad=[3, 5]), range(7), [SQUASH, VIEW], 4, 3, on_bad_image="skip"):
+        assert batch.pixels[SQUASH].is_contiguous()
+        assert list(batch.bad) == sorted(batch.bad)

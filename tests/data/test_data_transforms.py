@@ -30,6 +30,23 @@ def test_shorter_equals_torchvisions_resize_and_centre_crop(shape, interpolation
     assert torch.equal(ours, reference(image))
 
 
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (100, 1000), (1000, 100), (333, 333), (64, 63), (30, 31), (256, 256)])
+@pytest.mark.parametrize("size", [(224, 224), (96, 160), (31, 64)])
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0, 0.3])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_centre_alone_is_what_resizing_all_of_the_image_gives(shape, size, crop_pct, interpolation):
+    """Hard edges everywhere, where resampling goes out of 0..255 and is cut off."""
+    random = np.random.default_rng(shape[0])
+    image = Image.fromarray((random.integers(0, 2, (*shape, 3)) * 255).astype(np.uint8))
+    whole = v2.functional.resize(image, list(covering_size(*shape, size, crop_pct)), MODES[interpolation])
+    reference = v2.functional.pil_to_tensor(v2.functional.center_crop(whole, list(size)))
+    geometry = Geometry(size, crop_pct=crop_pct, interpolation=interpolation)
+    assert torch.equal(geometry.apply(image, 0), reference)
+    out = np.zeros((3, *size), dtype=np.uint8)
+    geometry.write(image, 0, out)
+    np.testing.assert_array_equal(out, reference.numpy())
+
+
 @pytest.mark.parametrize("shape", SIZES)
 def test_squash_equals_torchvisions_resize(shape):
     image = picture(*shape)

@@ -87,7 +87,8 @@ def test_a_dense_head_from_batches(bench: Bench) -> None:
     losses = [loss for _, loss in curves(bench.out / "vit/masks-head")["loss/train"]]
     assert len(losses) == 8
     assert losses[-1] < losses[0]
-    assert not list((bench.folder / "cache").rglob("*.bin"))
+    kept = [json.loads(path.read_text()) for path in (bench.folder / "cache").rglob("record.json")]
+    assert {record["output"] for record in kept} == {"pixels"}  # decoded images, and no features
 
 
 def dense_by_hand(dataset: Dataset) -> float:

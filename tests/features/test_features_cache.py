@@ -44,6 +44,8 @@ CHANGES = {
     "numerics": [
         Numerics("bfloat16", "cpu").record(),
         Numerics("float32", "cuda").record(),
+        Numerics("float32", "cpu", compile=True).record(),
+        Numerics("float32", "cuda", compile=True).record(),
         {**RECORD.numerics, "storage": "float32"},
     ],
     "format": [{"family": "vit", "format": 2}, {"family": "resnet", "format": 1}],
@@ -99,13 +101,13 @@ def test_the_layout_of_the_files_is_in_the_key(monkeypatch):
 
 
 def test_what_the_key_hashes_lies_beside_the_values_in_clear(cache):
-    cache.prepare(RECORD, 700)
+    cache.prepare(RECORD, 700, {"encoder": "dino"})
     path = cache.entry_folder(RECORD.key) / "record.json"
     before = path.stat().st_mtime_ns
     cache.prepare(RECORD, 700)
     assert path.stat().st_mtime_ns == before
     text = read_json(path)
-    assert (text.pop("kind"), text.pop("n_rows")) == ("feature_entry", 700)
+    assert (text.pop("kind"), text.pop("n_rows"), text.pop("about")) == ("feature_entry", 700, {"encoder": "dino"})
     assert hash_record(text) == RECORD.key
     words = json.dumps(text)
     assert str(cache.folder) not in words

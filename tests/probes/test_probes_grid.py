@@ -223,7 +223,7 @@ def test_equals_virb_2021s_training(case: str) -> None:
     config = GradientConfig(optimizer=case, lr=float(data[f"{case}.lr"]), momentum=0.9 if case == "sgd" else 0.0)
     start = {key.removeprefix("head0."): torch.from_numpy(data[key]) for key in data if key.startswith("head0.")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("virb.probes.grid.init_head", lambda shape, seed: start)
+        patch.setattr("virb.probes.stacks.init_head", lambda shape, seed: start)
         history = []
         for epochs in range(1, 5):  # the original keeps the last head, so each epoch's head is looked at as a last one
             recipe = Recipe(4, 24, 5, 0, score_every=False, stop_after=epochs)

@@ -14,7 +14,9 @@ from torch import nn
 from virb.config import GradientConfig, MlpConfig, SchedulerConfig
 from virb.errors import UserError, ViRBError
 from virb.metrics.base import find_metric
+from virb.probes import linear
 from virb.probes.base import Context, Outcome, RoleData, Settings, find_probe, probe_names
+from virb.probes.grid import Trained
 from virb.probes.heads import apply_head
 from virb.probes.linear import GradientProbe, LinearProbe, MlpProbe
 
@@ -284,6 +286,21 @@ def test_progress_and_curves() -> None:
         (r["select_top1"], r["epoch"]) for r in history
     ]
     assert all(math.isfinite(value) for _, _, value, _ in curves)
+
+
+def test_the_grid_gets_the_cores_and_its_notes_are_the_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    real = linear.train_grid
+
+    def noted(*arguments: object, **options: object) -> dict[str, Trained]:
+        given.append(options["cores"])
+        options["notes"].append("not as planned")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(linear, "train_grid", noted)
+    outcome = run(roles(), replace(SETTINGS, seeds=(0, 4)), Context(torch.device("cpu"), cores=3))
+    assert given == [3, 3]
+    assert outcome.notes == ["not as planned"]
 
 
 class Interrupted(Exception):

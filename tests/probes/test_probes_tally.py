@@ -8,6 +8,7 @@ import torch
 
 from virb.errors import UserError, ViRBError
 from virb.metrics.base import Metric, Statistics, find_metric
+from virb.metrics.classification import rank_of_target as rank_of_scores
 from virb.probes import tally
 from virb.probes.losses import find_loss
 from virb.probes.tally import Tally, read
@@ -33,6 +34,34 @@ def test_sums_over_batches_are_the_metric_of_the_split(names: list[str]) -> None
     for name in names:
         for head in range(3):
             assert found[name][head] == pytest.approx(find_metric(name).score(outputs[:, head], targets), abs=1e-12)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("most", [1, 5])
+def test_ranks_are_the_same_by_either_way(tied: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's way breaks ties only where there are some; where there are none it must not need to."""
+    outputs, targets = (
+        outputs_with_ties() if tied else (torch.randn(50, 3, 8, generator=torch.Generator().manual_seed(4)), torch.arange(50) % 8)
+    )
+    expected = torch.stack([torch.from_numpy(rank_of_scores(outputs[:, head], targets)) for head in range(3)], 1)
+    assert torch.equal(tally._rank(outputs, targets), expected)
+    if not tied:
+        monkeypatch.delattr(tally, "_rank")
+    assert torch.equal(tally.rank_of_target(outputs, targets, most), expected)
+
+
+def test_clearing_leaves_tensors_in_their_place() -> None:
+    """A captured step goes on adding to them."""
+    outputs, targets = outputs_with_ties()
+    count = Tally(NAMES, 3, 8, CPU)
+    count.update(outputs, targets)
+    tensors, first = count.sums(), read(count.sums())
+    count.clear()
+    assert not any(tensor.any() for tensor in tensors)
+    count.update(outputs, targets)
+    for tensor, again, value in zip(tensors, count.sums(), first, strict=True):
+        assert tensor is again
+        np.testing.assert_array_equal(tensor.numpy(), value)
 
 
 def test_fewer_classes_than_five() -> None:

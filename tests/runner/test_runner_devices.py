@@ -65,6 +65,17 @@ def test_cores():
     assert 1 <= available_cores() <= 4096
 
 
+@pytest.mark.parametrize(
+    ("workers", "jobs", "share"),
+    [(1, 9, 8), (8, 9, 1), (3, 9, 2), (8, 2, 4), (8, 1, 8), (16, 20, 1), (2, 0, 8)],
+)
+def test_a_worker_has_its_share_of_the_cores(monkeypatch, workers, jobs, share):
+    """Workers without a job leave theirs to the others."""
+    monkeypatch.setattr(devices, "available_cores", lambda: 8)
+    assert devices.cores_of_worker(("cpu",) * workers, jobs) == share
+    assert devices.cores_of_worker(("cuda:0",), jobs) == 1
+
+
 def test_a_cpu_worker_computes_with_one_thread():
     before = torch.get_num_threads()
     try:

@@ -15,7 +15,7 @@ from virb.runner.progress import LineProgress, LiveProgress, worker_names
 def make(kind: type[progress.Progress], devices: tuple[str, ...]) -> tuple[progress.Progress, list[Unit], io.StringIO]:
     units = [Unit("pass", f"pass {i}", "encoding 5,797 images for 3 encoders", (), (f"entry {i}",), 1.0) for i in range(2)]
     units.append(Unit("probe", "job", "vit x digits", (), (), 1.0))
-    plan = SimpleNamespace(settings=SimpleNamespace(devices=devices), rows_to_decode=5797, to_do=(1,))
+    plan = SimpleNamespace(settings=SimpleNamespace(devices=devices), rows_in_passes=5797, to_do=(1,))
     text = io.StringIO()
     return kind(plan, Graph(units), Console(file=text, width=200)), units, text
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from virb.config import Where, encoder_config_from_mapping, task_config_from_mapping
+from virb.errors import ViRBError
 from virb.features.cache import FeatureCache
 from virb.io import read_json
 from virb.plan.build import build_plan
 from virb.plan.graph import Graph
 from virb.plan.jobs import InMemory, Plan, RunSettings
+from virb.results.schema import VOLATILE
 from virb.runner import worker
 from virb.runner.worker import make_doer
 from virb.tasks.vocabulary import TaskVocabulary
@@ -107,18 +109,85 @@ def test_a_plan_in_groups_loads_each_encoder_once_per_list(tmp_path, loaded, mon
     assert set(loaded.values()) <= {1, 2}  # not once a slice: train has three
 
 
-def test_an_entry_is_read_and_checked_once_a_job(tmp_path, monkeypatch):
-    reads: Counter[str] = Counter()
+@pytest.fixture
+def reads(monkeypatch) -> Counter[str]:
+    """How often each entry was read from the cache."""
+    counts: Counter[str] = Counter()
     slices = FeatureCache.slices
 
     def counting(self, key, n_rows):
-        reads[key] += 1
+        counts[key] += 1
         return slices(self, key, n_rows)
 
     monkeypatch.setattr(FeatureCache, "slices", counting)
-    plan = plan_of(pixels(2), tmp_path)  # select is held out of fit: two roles of one entry
+    return counts
+
+
+def test_an_entry_is_read_and_checked_once_a_job(tmp_path, reads):
+    plan = plan_of(pixels(2), tmp_path, devices=("cpu", "cpu"))  # select is held out of fit: two roles of one entry
     do(plan)
     assert reads == dict.fromkeys(plan.context.entries, 1)
+
+
+def results_of(plan: Plan) -> dict[str, Any]:
+    """All that jobs say but what may differ between runs that found the same."""
+    return {job.id: stable(read_json(plan.settings.out / job.encoder / job.label / "job.json")) for job in plan.jobs}
+
+
+def stable(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in VOLATILE}
+
+
+def test_what_comes_straight_from_the_pass_is_not_read_and_gives_the_same(tmp_path, reads):
+    plan = plan_of(pixels(2), tmp_path)
+    do(plan)
+    assert reads == {}
+    first = results_of(plan)
+    tiers = [read_json(plan.settings.out / name / "t" / "job.json")["tier"] for name in ("e00", "e01")]
+    assert tiers == ["host, straight from the pass"] * 2
+    # Another run finds all of it in the cache, and says the same: heads, curves and samples are functions of these numbers.
+    again = plan_of(pixels(2), tmp_path, force=True)
+    heads = {path: path.read_bytes() for path in plan.settings.out.rglob("*.pt")}
+    do(again)
+    assert reads == dict.fromkeys(plan.context.entries, 1)
+    assert results_of(again) == first
+    assert heads
+    assert all(path.read_bytes() == content for path, content in heads.items())
+    assert read_json(plan.settings.out / "e00" / "t" / "job.json")["tier"] == "host"
+
+
+def test_a_part_of_an_entry_is_not_enough(tmp_path, reads):
+    plan = plan_of(pixels(1), tmp_path)
+    do(plan, kinds=("pass",))
+    (train,) = (key for key, entry in plan.context.entries.items() if entry.n_rows > 512)
+    cache = FeatureCache(plan.context.cache_folder)
+    cache.slice_path(train, 512, "json").unlink()
+    rest = plan_of(pixels(1), tmp_path)
+    assert len([unit for unit in rest.units if unit.kind == "pass"]) == 1
+    do(rest)
+    assert reads == dict.fromkeys(plan.context.entries, 1)
+    assert read_json(plan.settings.out / "e00" / "t" / "job.json")["tier"] == "host"
+
+
+def test_a_job_that_runs_out_of_memory_has_another_try_without_what_is_held(tmp_path, monkeypatch):
+    plan = plan_of(pixels(1), tmp_path)
+    doer, _ = do(plan, kinds=("pass",))
+    tries = []
+    real = worker.write_outcome
+
+    def greedy(facts, outcome):
+        tries.append(facts.tier)
+        if "straight" in facts.tier:
+            raise torch.OutOfMemoryError("no room")
+        return real(facts, outcome)
+
+    monkeypatch.setattr(worker, "write_outcome", greedy)
+    (unit,) = (unit for unit in plan.units if unit.is_job)
+    doer(unit, lambda *_: None)
+    assert tries == ["host, straight from the pass", "host"]
+    monkeypatch.setattr(worker, "write_outcome", lambda facts, outcome: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(ViRBError, match=r"e00/t ran out of memory on cpu"):
+        doer(unit, lambda *_: None)
 
 
 class Greedy(torch.nn.Module):
@@ -196,3 +265,19 @@ def test_a_job_tells_what_its_passes_took(tmp_path):
             assert timings[f"pass: {stage}"]["seconds"] == pytest.approx(sum(header["seconds"][stage] for header in headers), abs=1e-3)
             assert timings[f"pass: {stage}"]["items"] == 1797
         assert timings["pass: decode"]["seconds"] > 0
+
+
+def test_a_job_alone_has_all_cores(tmp_path, monkeypatch):
+    """Two workers, but one job: its probe may keep every core busy, and is told so."""
+    given = []
+    real = worker.Context
+
+    def noted(*arguments, **options):
+        given.append(options["cores"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(worker, "Context", noted)
+    monkeypatch.setattr("virb.runner.devices.available_cores", lambda: 6)
+    do(plan_of(pixels(1), tmp_path, devices=("cpu", "cpu")))
+    do(plan_of(pixels(2), tmp_path / "two", devices=("cpu", "cpu")))
+    assert given == [6, 3, 3]

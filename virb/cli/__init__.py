@@ -60,7 +60,7 @@ def _convert(options: Namespace) -> int:
 
 
 def _call(options: object) -> int:
-    from virb.cli import catalogue, data, run
+    from virb.cli import cache, catalogue, data, run
 
     command = getattr(options, "command", COMMANDS[0])
     calls = {
@@ -70,5 +70,6 @@ def _call(options: object) -> int:
         "show": catalogue.show,
         "convert": _convert,
         "data": data.data,
+        "cache": cache.cache,
     }
     return calls[command](options)  # type: ignore[arg-type]

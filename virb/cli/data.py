@@ -1,4 +1,4 @@
-"""``virb data``: what tasks need on disk, and bringing it there: list, prepare, verify, download."""
+"""``virb data``: what tasks need on disk, and bringing it there: list, prepare, verify, download, pack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DRAW_EVERY = 0.2
 
 
 def data(options: argparse.Namespace) -> int:
-    return {"list": _list, "prepare": _prepare, "verify": _verify, "download": _download}[options.action](options)
+    return {"list": _list, "prepare": _prepare, "verify": _verify, "download": _download, "pack": _pack}[options.action](options)
 
 
 def _root(options: argparse.Namespace, must_exist: bool = False) -> Path:
@@ -173,6 +173,35 @@ def _download(options: argparse.Namespace) -> int:
         note(f"once you have it: virb data prepare {options.id} --source FOLDER")
     found = download(dataset, _root(options), say)
     say(f"{dataset}: {_splits(found)}")
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from virb.data.datasets import load_dataset
+    from virb.data.packed import SHARD_BYTES, pack
+    from virb.plan.units import parse_budget
+
+    folder = Path(options.id).expanduser()
+    try:
+        name, root = dataset_of(options.id), _root(options)
+    except UserError:
+        if not folder.is_dir():
+            raise
+        name, root = "folder", folder
+    shard_bytes = parse_budget(options.shard_size, options.out) if options.shard_size else SHARD_BYTES
+    if shard_bytes < 1:
+        raise UserError(f"--shard_size {options.shard_size} is too small")
+    meter = _Meter(lambda n: f"{n:,.0f}", "images")
+    try:
+        packed = pack(load_dataset(name, root), options.out, shard_bytes=shard_bytes, force=options.force, tell=meter)
+    finally:
+        meter.close()
+    shards = sorted(options.out.glob("*.tar"))
+    say(f"{name} in {options.out}: {_splits(packed)} · {len(shards)} shards, {byte_text(sum(path.stat().st_size for path in shards))}")
+    say(
+        f"to use it: data: {{root: {options.out}}} in the task"
+        + ("" if name == "folder" else ", or put it where the dataset is looked for")
+    )
     return 0
 
 

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 import virb
 from virb.errors import did_you_mean
 
-COMMANDS = ("run", "check", "list", "show", "convert", "data")
-DATA_ACTIONS = ("list", "prepare", "verify", "download")
+COMMANDS = ("run", "check", "list", "show", "convert", "data", "cache")
+DATA_ACTIONS = ("list", "prepare", "verify", "download", "pack")
+CACHE_ACTIONS = ("list", "size", "prune", "verify")
 LISTS = ("tasks", "encoders", "datasets", "probes")
 _YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
 
@@ -29,18 +30,36 @@ ABOUT = {
     "show": "A task with the value of every setting and where it came from.",
     "convert": "Anybody's checkpoint to weights with nothing else in the file: recognised by its tensors, read without running code.",
     "data": "What tasks need on disk, and bringing it there.",
+    "cache": "The features that runs left on disk: what there is, what may go, and whether it is right.",
 }
 _ABOUT_DATA = {
     "list": "What each task needs, its size, where it comes from and on which terms, and whether it is there.",
     "prepare": "Unpacks the official archives to where tasks look for them. Goes on where it was stopped; sources are only read.",
     "verify": "Compares the data with what was published and decodes every image. Exit code 1 when something is wrong.",
     "download": "Fetches the data where torchvision can, and checks their md5 sums; says for the others where to get them.",
+    "pack": "Copies the images of a dataset into WebDataset tar shards; tasks read them as they read the folder, with equal results.",
 }
 _DATA_EXAMPLES = """examples:
   virb data list
   virb data list Pets SUN397
   virb data prepare Pets --source ~/Downloads
   virb data verify Pets --data_root /data
+  virb data pack photos/ --out /data/photos-packed
+"""
+
+
+_ABOUT_CACHE = {
+    "list": "An entry a line: encoder, images, output, size, and when it was last used; the one used longest ago first.",
+    "size": "Bytes in all and by encoder.",
+    "prune": "Shows which entries would go; with --yes they go. An entry has to fit all that is asked for, and no run may be using it.",
+    "verify": "Reads every value and compares checksums; with an experiment list and task configs a sample of rows is encoded again and "
+    "compared. Exit code 1 when something is wrong; nothing is changed.",
+}
+_CACHE_EXAMPLES = """examples:
+  virb cache list --cache_dir /scratch/virb
+  virb cache prune --older_than 30d
+  virb cache prune --encoder 'DINO*' --to 200GB --yes
+  virb cache verify --experiment_list lists/ --task_configs tasks.yaml --rows 16
 """
 
 
@@ -68,7 +87,8 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
-            what = {"command": "command", "what": "list", "action": "data command"}.get(action.dest, "/".join(action.option_strings))
+            below = f"{self.prog.split()[-1]} command"
+            what = {"command": "command", "what": "list", "action": below}.get(action.dest, "/".join(action.option_strings))
             hint = did_you_mean(str(value), choices) or f"; there are {', '.join(choices)}"
             raise UsageError(f"{self.prog}: no {what} {value!r}{hint}")
 
@@ -112,6 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("--debug", action="store_true", help="show tracebacks")
 
     _data_options(_command(commands, "data", "list, prepare, verify or download datasets", _DATA_EXAMPLES))
+    _cache_options(_command(commands, "cache", "list, size, prune or verify the features on disk", _CACHE_EXAMPLES))
     return parser
 
 
@@ -130,7 +151,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         if name == "list":
             action.add_argument("ids", nargs="*", metavar="ID", help="only these tasks or datasets, with all that is known of them")
         else:
-            action.add_argument("id", metavar="ID", help="a task (Pets) or a dataset (pets)")
+            more = ", or a folder with {train,val,test}/<class>/*" if name == "pack" else ""
+            action.add_argument("id", metavar="ID", help=f"a task (Pets) or a dataset (pets){more}")
         if name == "prepare":
             action.add_argument(
                 "--source",
@@ -144,12 +166,40 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         if name == "verify":
             action.add_argument("--quick", action="store_true", help="numbers and pairs only, no image is decoded")
             action.add_argument("--num_workers", type=int, metavar="N", help="threads that decode (default: one per core)")
+        if name == "pack":
+            action.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where shards and index go: a new folder")
+            action.add_argument("--shard_size", metavar="SIZE", help="bytes of images in a shard (default: 1GB)")
+            action.add_argument("--force", action="store_true", help="pack again over an earlier pack")
         action.add_argument("--data_root", type=Path, metavar="FOLDER", help="where datasets lie (default: data)")
         action.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    # Values stay text: virb/runner/settings.py checks them, and tells what is wrong together with the mistakes of the files.
+def _cache_options(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser, title="actions")
+    for name in CACHE_ACTIONS:
+        about = _ABOUT_CACHE[name]
+        action = actions.add_parser(name, help=about.partition(". ")[0].rstrip("."), description=about)
+        action.set_defaults(parser=action)
+        where = action.add_argument_group("where the cache is")
+        where.add_argument("--cache_dir", type=Path, metavar="FOLDER", help="its folder (default: as virb run finds it)")
+        where.add_argument("--data_root", type=Path, metavar="FOLDER", help="as for virb run")
+        where.add_argument("--out", type=Path, metavar="FOLDER", default=Path("out"), help="as for virb run")
+        if name in ("list", "prune"):
+            action.add_argument("--encoder", nargs="+", default=[], metavar="GLOB", help="only of these encoders, by name or id")
+            action.add_argument("--older_than", metavar="AGE", help="only what was not used for so long: 12h, 30d, 8w")
+        if name == "prune":
+            action.add_argument("--to", metavar="SIZE", help="what was used longest ago, until the whole cache is as small as this: 200GB")
+            action.add_argument("--unreadable", action="store_true", help="only what is damaged or of another version; reads every value")
+            action.add_argument("--yes", action="store_true", help="remove it; without this nothing is removed")
+        if name == "verify":
+            _what_to_run(action)
+            _what_decides(action)
+            action.add_argument("--devices", metavar="LIST", default="auto", help="as for virb run; entries of its kind are compared")
+            action.add_argument("--rows", type=int, metavar="N", default=8, help="rows of each entry to encode again (default: 8)")
+        action.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _what_to_run(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to run")
     what.add_argument("--experiment_list", **_YAML, help="encoders: one or more files or folders")
     what.add_argument("--task_configs", "--virb_configs", **_YAML, help="tasks: one or more files or folders")
@@ -159,12 +209,20 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="only these encoders: 'DINO*'")
     what.add_argument("--tasks", nargs="+", default=[], metavar="GLOB", help="only these task labels: 'NYU*,Pets'")
 
+
+def _what_decides(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("what decides the numbers")
     how.add_argument("--protocol", metavar="NAME", help="a named bundle of settings for all tasks: default, virb2021")
     how.add_argument("--input_size", metavar="PIXELS", help="for all encoders and tasks, before anything else that says a size")
     how.add_argument("--precision", metavar="TYPE", default="auto", help="auto (fp32 on CPUs, bf16 on GPUs), fp32, bf16 or fp16")
+    how.add_argument("--compile", action="store_true", help="encoders by torch.compile; convnets on GPUs with channels last")
     how.add_argument("--seed", metavar="N", default=0, help="of heads, order, augmentation and random encoders (default: 0)")
 
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    # Values stay text: virb/runner/settings.py checks them, and tells what is wrong together with the mistakes of the files.
+    _what_to_run(parser)
+    _what_decides(parser)
     where = parser.add_argument_group("where and how")
     where.add_argument("--out", type=Path, metavar="FOLDER", default=Path("out"), help="results; every run adds to them (default: out)")
     where.add_argument("--data_root", type=Path, metavar="FOLDER", help="where datasets lie (default: data)")
@@ -174,9 +232,16 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--cache_dir", type=Path, metavar="FOLDER", help="features (default: .virb_cache in the data root if there is one, else in --out)"
     )
     where.add_argument(
+        "--local_cache",
+        type=Path,
+        metavar="FOLDER",
+        help="on a disk of this machine: features too large for memory are read from copies there",
+    )
+    where.add_argument(
         "--cache_budget", metavar="SIZE", default="80%", help="how much of the disk features may take: 80%% of what is free, 200GB, or 0"
     )
     where.add_argument("--no_cache", action="store_true", help="keep features in a scratch folder that goes with the run")
     where.add_argument("--keep_heads", metavar="WHICH", default="chosen", help="heads to save: chosen, all or none (default: chosen)")
     where.add_argument("--force", action="store_true", help="run finished jobs again")
+    where.add_argument("--profile", action="store_true", help="say at the end where the time went")
     where.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -27,13 +27,13 @@ def run(options: argparse.Namespace) -> int:
         return check(options)
 
     from virb.plan.describe import header
-    from virb.plan.units import assemble
-    from virb.runner.run import claim_if_writable, execute, heads_not_kept, nothing_to_do
+    from virb.runner.profile import bound_line, profile_lines
+    from virb.runner.run import claim_if_writable, execute, heads_not_kept, nothing_to_do, planned
 
     console = stdout()
-    draft, texts = _draft(options, console)
-    with claim_if_writable(draft.settings.out) as lease:
-        plan = assemble(draft)  # under the lease, so that what is done already is known for certain
+    draft, texts = make_draft(options, console)
+    with claim_if_writable(draft.settings.out) as lease, planned(draft) as (plan, use):
+        # Planned under the lease, so that what is done already is known for certain.
         if not plan.to_do:
             nothing_to_do(plan)
             where = f"({draft.settings.out}, {_age(draft.settings.out, plan)}) · --force runs"
@@ -45,8 +45,14 @@ def run(options: argparse.Namespace) -> int:
         for line in [*header(plan), *_about_heads(heads_not_kept(plan))]:
             say(line, console)
         say(console=console)
-        summary = execute(plan, console, texts, lease)
+        summary = execute(plan, console, texts, lease, use)
+    if summary.profile and not options.profile and (bound := bound_line(summary.profile)):
+        say(f"passes were {bound}", console)
     _print_results(console, plan)
+    if options.profile and summary.profile:
+        say(console=console)
+        for line in profile_lines(summary.profile):
+            say(line, console)
     for line in failure_lines(summary.failed, len(summary.done), len(plan.jobs)):
         say(line, console)
     return summary.exit_code
@@ -64,7 +70,7 @@ def check(options: argparse.Namespace) -> int:
     console = stdout()
     encoders: list[Verified | Failed] = []
     try:
-        draft, _ = _draft(options, console, on_encoder=encoders.append)
+        draft, _ = make_draft(options, console, on_encoder=encoders.append)
     except ConfigError as error:
         if options.debug:
             raise
@@ -78,7 +84,7 @@ def check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _draft(
+def make_draft(
     options: argparse.Namespace, console: Any, on_encoder: Callable[[Verified | Failed], None] | None = None
 ) -> tuple[Draft, Mapping[str, str]]:
     """Reads the files and checks everything; every mistake in all of them is reported at once, and nothing is written."""

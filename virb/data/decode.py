@@ -1,4 +1,5 @@
-"""An image file -> an upright PIL image in 8-bit RGB. Pillow is the reference decoder.
+"""An image file -> an upright PIL image in 8-bit RGB. Pillow is the reference decoder, and the only one: benchmarks/decode.py compares it
+with others that give the same pixels, and none is faster by enough to be a second way for an image to be read.
 
 What happens to what is not plain RGB:
 
@@ -13,7 +14,9 @@ What happens to what is not plain RGB:
 
 from __future__ import annotations
 
+import io
 import struct
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,20 +38,45 @@ _UPRIGHT = {
 }
 
 
+class Count:
+    """Counts across threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def add(self) -> None:
+        with self._lock:
+            self.value += 1
+
+
+DECODED = Count()  # images that this process decoded or drew, failed tries included: counted where it happens, by whoever does it
+
+
 def read_rgb(path: str) -> Image.Image:
     """The image of a file, upright, 8-bit RGB. Raises BadImage, naming the file, when it cannot be read or decoded."""
+    return _decoded(path, path)
+
+
+def decode_rgb(data: bytes, source: str) -> Image.Image:
+    """The same of a file's bytes; ``source`` is what BadImage names."""
+    return _decoded(io.BytesIO(data), source)
+
+
+def _decoded(file: str | io.BytesIO, source: str) -> Image.Image:
+    DECODED.add()
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()  # before EXIF: in PNG it may stand after the pixels
             return to_rgb(upright(image))
     except UnidentifiedImageError:
-        raise BadImage(f"{path}: is not an image that can be read") from None
+        raise BadImage(f"{source}: is not an image that can be read") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise BadImage(f"{path}: does not exist") from None
+        raise BadImage(f"{source}: does not exist") from None
     except PermissionError:
-        raise BadImage(f"{path}: may not be read (permission denied)") from None
+        raise BadImage(f"{source}: may not be read (permission denied)") from None
     except _DECODE_ERRORS as error:
-        raise BadImage(f"{path}: cannot be decoded ({error or type(error).__name__})") from error
+        raise BadImage(f"{source}: cannot be decoded ({error or type(error).__name__})") from error
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import crop_box, read_rgb
+from virb.data.decode import DECODED, crop_box, read_rgb
 from virb.data.sequences import LazySequence, PackedStrings, file_sizes, wrapped_index
 from virb.errors import BadImage
 
@@ -32,7 +32,8 @@ class ImageList(ABC):
 
     @abstractmethod
     def read(self, i: int) -> Image.Image:
-        """Image ``i`` as 8-bit RGB, upright, cropped to its box. Raises BadImage, which names the file."""
+        """Image ``i`` as 8-bit RGB, upright, cropped to its box. Raises BadImage, which names the file. What makes the pixels counts
+        itself (``DECODED``): a list that does so by other means than ``read_rgb`` or ``read_frame`` adds one here."""
 
     @abstractmethod
     def _describe(self) -> dict[str, Any]:
@@ -70,24 +71,21 @@ class FileImages(ImageList):
         self.name = name
         self.root = str(root)
         self.paths = paths if isinstance(paths, PackedStrings) else PackedStrings(paths)
-        self.boxes = _checked_boxes(boxes, len(self.paths))
+        self.boxes = checked_boxes(boxes, len(self.paths))
         for path in self.paths:
             if path.startswith("/") or not path:
                 raise ValueError(f"image paths are relative to the root, {path!r} is not")
-        self.ids = _numbered_repeats(self.paths)
+        self.ids = numbered_repeats(self.paths)
 
     def read(self, i: int) -> Image.Image:
         path = os.path.join(self.root, self.paths[i])
-        return _boxed(read_rgb(path), self.boxes, i, path)
+        return boxed(read_rgb(path), self.boxes, i, path)
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "files", "boxes": self.boxes is not None}
 
     def _contents(self) -> Iterable[bytes]:
-        for i, (path, size) in enumerate(zip(self.paths, file_sizes(self.root, self.paths), strict=True)):
-            yield b"%s\0%d\0" % (path.encode("utf-8", "surrogateescape"), size)
-            if self.boxes is not None:
-                yield _little_endian(self.boxes[i])
+        return file_contents(self.paths, file_sizes(self.root, self.paths), self.boxes)
 
 
 class ArrayImages(ImageList):
@@ -103,6 +101,7 @@ class ArrayImages(ImageList):
         self.ids = _checked_ids(ids)
 
     def read(self, i: int) -> Image.Image:
+        DECODED.add()
         return Image.fromarray(self.array[wrapped_index(i, len(self))]).convert("RGB")
 
     def _describe(self) -> dict[str, Any]:
@@ -158,13 +157,14 @@ class RenderedImages(ImageList):
     ) -> None:
         self.name = name
         self.ids = _checked_ids(ids)
-        self.boxes = _checked_boxes(boxes, len(self.ids))
+        self.boxes = checked_boxes(boxes, len(self.ids))
         self._render = render
         self._record = dict(record)
 
     def read(self, i: int) -> Image.Image:
+        DECODED.add()
         i = wrapped_index(i, len(self))
-        return _boxed(Image.fromarray(self._render(i)).convert("RGB"), self.boxes, i, self.ids[i])
+        return boxed(Image.fromarray(self._render(i)).convert("RGB"), self.boxes, i, self.ids[i])
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "rendered", "boxes": self.boxes is not None, "record": self._record}
@@ -271,7 +271,15 @@ class Dataset:
         return self.lists[name]
 
 
-def _boxed(image: Image.Image, boxes: np.ndarray | None, i: int, source: str) -> Image.Image:
+def file_contents(paths: Iterable[str], sizes: Iterable[int], boxes: np.ndarray | None) -> Iterable[bytes]:
+    """What an image list of files hashes: path, byte size and box of each image."""
+    for i, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        yield b"%s\0%d\0" % (path.encode("utf-8", "surrogateescape"), size)
+        if boxes is not None:
+            yield _little_endian(boxes[i])
+
+
+def boxed(image: Image.Image, boxes: np.ndarray | None, i: int, source: str) -> Image.Image:
     if boxes is None:
         return image
     try:
@@ -280,7 +288,7 @@ def _boxed(image: Image.Image, boxes: np.ndarray | None, i: int, source: str) ->
         raise BadImage(f"{source}: {error}") from None
 
 
-def _checked_boxes(boxes: np.ndarray | None, n: int) -> np.ndarray | None:
+def checked_boxes(boxes: np.ndarray | None, n: int) -> np.ndarray | None:
     if boxes is None:
         return None
     boxes = np.asarray(boxes, dtype=np.float64)
@@ -295,7 +303,7 @@ def _checked_ids(ids: Any) -> Any:
     return ids
 
 
-def _numbered_repeats(paths: Sequence[str]) -> Sequence[str]:
+def numbered_repeats(paths: Sequence[str]) -> Sequence[str]:
     if len(set(paths)) == len(paths):
         return paths
     seen: dict[str, int] = {}

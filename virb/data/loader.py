@@ -1,24 +1,38 @@
 """Batches of pixels: every image is decoded once, however many geometries want it, by threads that work a little ahead.
 
-Threads, not processes: Pillow and torchvision release the interpreter lock where the time goes, and pixels need not be copied
-between processes.
+Threads, not processes: Pillow releases the interpreter lock where the time goes, and pixels need not be copied between processes. Each
+thread writes its image straight into its place in the batch, which lies in pinned memory where a GPU will read it, and the next batch
+moves to the GPU while this one is encoded (``on_device``). What is left is decoding and resizing: benchmarks/decode.py has the shares.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Literal
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
 from virb.errors import BadImage
+
+_BATCHES_AHEAD = 2
+Pixels = torch.Tensor | list[torch.Tensor]
+
+
+class Kept(Protocol):
+    """Images that were decoded and brought to a geometry before."""
+
+    def find(self, row: int) -> np.ndarray | str | None:
+        """uint8 (3, h, w); or why the image could not be decoded; None when it has to be decoded now. Called by several threads."""
+        ...
 
 
 @dataclass
@@ -26,11 +40,11 @@ class LoadedBatch:
     """``pixels[geometry]``: uint8 (B, 3, h, w), or a list of (3, h_i, w_i) at native size. ``bad``: row -> why it is black."""
 
     rows: np.ndarray
-    pixels: dict[Geometry, torch.Tensor | list[torch.Tensor]]
+    pixels: dict[Geometry, Pixels]
     bad: dict[int, str] = field(default_factory=dict)
-
-
-_Loaded = tuple[list[torch.Tensor], str | None]  # one tensor per geometry, and why the image is bad
+    found: list[int] = field(default_factory=list)  # rows of which nothing had to be read
+    seconds: float = 0.0  # that reading and resizing took, of all threads together
+    copied: tuple[Any, Any] | None = None  # CUDA events around the copy to the GPU
 
 
 def load_batches(
@@ -41,62 +55,150 @@ def load_batches(
     workers: int = 0,
     on_bad_image: Literal["error", "skip"] = "error",
     count: Callable[[int], None] | None = None,
+    pin: bool = False,
+    kept: Mapping[Geometry, Kept] | None = None,
 ) -> Generator[LoadedBatch, None, None]:
     """Images ``rows`` in this order, ``batch_size`` at a time (the last batch may be smaller).
 
     ``workers`` threads decode ahead, by at most two batches; 0 decodes in line. A bad image raises BadImage ("error"), or is black
     (1 x 1 at native size) and named in ``bad`` ("skip"). ``count(n)`` is called from the consumer's thread with the number of
-    images read for each batch. No thread is left when the iterator ends, fails or is closed.
+    images read for each batch. ``pin``: batches lie in page-locked memory. ``kept``: geometries that have pixels already;
+    an image is read when one of the others wants it. No thread is left when the iterator ends, fails or is closed.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    geometries = list(dict.fromkeys(geometries))
+    wanted = tuple(dict.fromkeys(geometries))
+    source = _Source(images, wanted, on_bad_image == "skip", pin, {g: there for g, there in (kept or {}).items() if g in wanted})
     rows = np.asarray(rows, dtype=np.int64)
-
-    def load(row: np.int64) -> _Loaded:
-        try:
-            image = images.read(int(row))
-        except BadImage as error:
-            if on_bad_image == "error":
-                raise
-            return [_black(geometry) for geometry in geometries], str(error)
-        return [geometry.apply(image, int(row)) for geometry in geometries], None
-
-    loaded = map(load, rows) if workers < 1 else _decoded_ahead(load, rows, workers, ahead=2 * batch_size)
-    try:
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            batch = _collate(part, geometries, list(islice(loaded, len(part))))
+    parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    with closing(_in_line(source, parts) if workers < 1 else _ahead(source, parts, workers)) as batches:
+        for batch in batches:
             if count is not None:
-                count(len(part))
+                count(len(batch.rows) - len(batch.found))
             yield batch
-    finally:
-        if isinstance(loaded, Iterator) and hasattr(loaded, "close"):
-            loaded.close()
 
 
-def _decoded_ahead(load: Callable[[np.int64], _Loaded], rows: np.ndarray, workers: int, ahead: int) -> Iterator[_Loaded]:
-    """``map(load, rows)`` by threads, at most ``ahead`` images begun and not yet taken."""
+@dataclass(frozen=True)
+class _Source:
+    """Where images come from and what is made of them."""
+
+    images: ImageList
+    geometries: tuple[Geometry, ...]
+    skip_bad: bool
+    pin: bool
+    kept: dict[Geometry, Kept]
+
+    def empty(self, rows: np.ndarray) -> LoadedBatch:
+        return LoadedBatch(rows, {geometry: self._room(geometry, len(rows)) for geometry in self.geometries})
+
+    def _room(self, geometry: Geometry, n: int) -> Pixels:
+        if geometry.size is None:
+            return [torch.empty(0)] * n
+        return torch.empty((n, 3, *geometry.size), dtype=torch.uint8, pin_memory=self.pin)
+
+    def fill(self, batch: LoadedBatch, place: int) -> float:
+        """Reads one image of a batch, and says how long it took; places are apart, so threads need no lock."""
+        began = time.perf_counter()
+        row = int(batch.rows[place])
+        found = {geometry: there for geometry in self.kept if (there := self.kept[geometry].find(row)) is not None}
+        try:
+            if found and (len(found) == len(batch.pixels) or any(isinstance(there, str) for there in found.values())):
+                batch.found.append(row)
+            reason = next((there for there in found.values() if isinstance(there, str)), None)
+            if reason is not None:
+                raise BadImage(reason)
+            image = self.images.read(row) if len(found) < len(batch.pixels) else None
+        except BadImage as error:
+            if not self.skip_bad:
+                raise
+            batch.bad[row] = str(error)
+        for geometry, pixels in batch.pixels.items():
+            if row in batch.bad:
+                self._blacken(pixels, place)
+            elif geometry in found:
+                pixels[place].numpy()[:] = found[geometry]
+            elif image is not None:
+                self._write(image, row, geometry, pixels, place)
+        return time.perf_counter() - began
+
+    @staticmethod
+    def _blacken(pixels: Pixels, place: int) -> None:
+        if isinstance(pixels, list):
+            pixels[place] = torch.zeros((3, 1, 1), dtype=torch.uint8)
+        else:
+            pixels[place].zero_()
+
+    @staticmethod
+    def _write(image: Image, row: int, geometry: Geometry, pixels: Pixels, place: int) -> None:
+        if isinstance(pixels, list):
+            pixels[place] = geometry.apply(image, row)
+        else:
+            geometry.write(image, row, pixels[place].numpy())
+
+
+def _in_line(source: _Source, parts: Iterable[np.ndarray]) -> Generator[LoadedBatch, None, None]:
+    for rows in parts:
+        batch = source.empty(rows)
+        for place in range(len(rows)):
+            batch.seconds += source.fill(batch, place)
+        yield batch
+
+
+def _ahead(source: _Source, parts: Iterable[np.ndarray], workers: int) -> Generator[LoadedBatch, None, None]:
+    """The same by threads, with at most ``_BATCHES_AHEAD`` batches begun and not yet taken while the consumer has one."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="virb-decode")
-    waiting: deque[Future[_Loaded]] = deque()
+    waiting: deque[tuple[LoadedBatch, list[Future[float]]]] = deque()
     try:
-        for row in rows:
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(load, row))
+        for rows in parts:
+            batch = source.empty(rows)
+            waiting.append((batch, [pool.submit(source.fill, batch, place) for place in range(len(rows))]))
+            if len(waiting) > _BATCHES_AHEAD:
+                yield _finished(*waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield _finished(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _collate(rows: np.ndarray, geometries: Sequence[Geometry], loaded: Sequence[_Loaded]) -> LoadedBatch:
-    pixels: dict[Geometry, torch.Tensor | list[torch.Tensor]] = {}
-    for g, geometry in enumerate(geometries):
-        tensors = [per_geometry[g] for per_geometry, _ in loaded]
-        pixels[geometry] = tensors if geometry.size is None else torch.stack(tensors)
-    return LoadedBatch(rows, pixels, {int(row): reason for row, (_, reason) in zip(rows, loaded, strict=True) if reason is not None})
+def _finished(batch: LoadedBatch, fillings: Iterable[Future[float]]) -> LoadedBatch:
+    for filling in fillings:
+        batch.seconds += filling.result()
+    batch.bad = dict(sorted(batch.bad.items()))  # threads find bad images in any order
+    return batch
 
 
-def _black(geometry: Geometry) -> torch.Tensor:
-    return torch.zeros((3, *(geometry.size or (1, 1))), dtype=torch.uint8)
+def on_device(batches: Iterator[LoadedBatch], device: torch.device) -> Iterator[LoadedBatch]:
+    """The same batches with their pixels on the device. On a GPU the next batch is copied there, by a stream of its own, while the one
+    before is encoded; batches should be pinned then, for the copy of other memory waits for the GPU."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+    held: tuple[LoadedBatch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            began, arrived = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record(stream)
+            moved = replace(batch, pixels={g: _moved(pixels, device) for g, pixels in batch.pixels.items()}, copied=(began, arrived))
+            arrived.record(stream)
+        if held is not None:
+            yield _handed_over(*held, device)
+        held = moved, arrived
+    if held is not None:
+        yield _handed_over(*held, device)
+
+
+def _handed_over(batch: LoadedBatch, arrived: torch.cuda.Event, device: torch.device) -> LoadedBatch:
+    """The batch, safe to use by the work that the caller enqueues next."""
+    current = torch.cuda.current_stream(device)
+    current.wait_event(arrived)
+    for pixels in batch.pixels.values():
+        for tensor in pixels if isinstance(pixels, list) else (pixels,):
+            tensor.record_stream(current)  # its memory came from the other stream, which must not use it again too early
+    return batch
+
+
+def _moved(pixels: Pixels, device: torch.device) -> Pixels:
+    if isinstance(pixels, list):
+        return [image.to(device, non_blocking=True) for image in pixels]
+    return pixels.to(device, non_blocking=True)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from virb.data.images import ArrayImages, FileImages, ImageList
 from virb.data.sequences import PackedStrings
+from virb.data.tars import TarImages
 
 
 def subset(images: ImageList, rows: np.ndarray) -> ImageList:
@@ -18,6 +19,8 @@ def subset(images: ImageList, rows: np.ndarray) -> ImageList:
     if type(images) is FileImages:
         boxes = None if images.boxes is None else images.boxes[rows]
         return FileImages(images.name, images.root, [images.paths[int(row)] for row in rows], boxes)
+    if type(images) is TarImages:
+        return images.subset(rows)
     if type(images) is ArrayImages:
         return ArrayImages(images.name, images.array[rows], [images.ids[int(row)] for row in rows])
     return SubsetImages(images, rows)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _CROP_SCALE = (0.08, 1.0)  # share of the image's area in a random crop
 _CROP_RATIO = (3 / 4, 4 / 3)  # its width over its height
+_SUPPORT = {"bilinear": 1, "bicubic": 2}  # pixels to either side that Pillow's filters reach, times the factor by which an image shrinks
+_TALL = 1.5  # height over width up to which every version of Pillow resamples rows before columns
+_ROWS_WORTH_A_COPY = 0.8  # leaving rows out costs a copy of the others
 
 
 @dataclass(frozen=True)
@@ -91,24 +94,37 @@ class Geometry:
         record["size"] = None if self.size is None else list(self.size)
         return {**record, "decoder": "pillow"}
 
-    def apply(self, image: Image.Image, row: int) -> torch.Tensor:
-        """uint8 (3, h, w) of a PIL RGB image; ``row`` is its place in the image list, which picks the random crop of a view."""
+    def fit(self, image: Image.Image, row: int) -> Image.Image:
+        """The part of a PIL RGB image that this geometry shows, at its size; ``row`` is the image's place in its list, which picks the
+        random crop of a view."""
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         if self.size is None:
-            return functional.pil_to_tensor(image)
+            return image
         mode = InterpolationMode(self.interpolation)
         if self.view is not None:
             top, left, height, width, flip = draw_crop_flip(image.height, image.width, self.view, row)
             image = functional.resized_crop(image, top, left, height, width, list(self.size), interpolation=mode)
-            return functional.pil_to_tensor(functional.horizontal_flip(image) if flip else image)
+            return functional.horizontal_flip(image) if flip else image
         if self.resize == "squash":
             image = functional.resize(image, list(self.size), interpolation=mode)
         elif self.resize == "shorter":
-            image = functional.resize(image, list(covering_size(image.height, image.width, self.size, self.crop_pct)), interpolation=mode)
-        if self.crop == "center":
-            image = functional.center_crop(image, list(self.size))
-        return functional.pil_to_tensor(image)
+            covering = covering_size(image.height, image.width, self.size, self.crop_pct)
+            if self.interpolation in _SUPPORT:
+                return resized_center(image, covering, self.size, self.interpolation)
+            image = functional.resize(image, list(covering), interpolation=mode)
+        return functional.center_crop(image, list(self.size)) if self.crop == "center" else image
+
+    def apply(self, image: Image.Image, row: int) -> torch.Tensor:
+        """uint8 (3, h, w) of a PIL RGB image."""
+        from torchvision.transforms.v2 import functional
+
+        return functional.pil_to_tensor(self.fit(image, row))
+
+    def write(self, image: Image.Image, row: int, out: np.ndarray) -> None:
+        """What ``apply`` gives, into ``out``: uint8 (3, h, w). Each channel is copied once, by whichever thread calls."""
+        for channel, plane in zip(out, self.fit(image, row).split(), strict=True):
+            channel[:] = np.asarray(plane)
 
 
 def covering_size(height: int, width: int, size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
@@ -117,6 +133,32 @@ def covering_size(height: int, width: int, size: tuple[int, int], crop_pct: floa
     if least_height * width >= least_width * height:
         return least_height, max(least_width, int(least_height * width / height))
     return max(least_height, int(least_width * height / width)), least_width
+
+
+def resized_center(image: Image.Image, covering: tuple[int, int], size: tuple[int, int], interpolation: str) -> Image.Image:
+    """The centre of ``size`` of ``image`` resized to ``covering``, both (height, width); bit for bit what resizing all of it gives.
+
+    Pillow resamples along rows first, rounds to 8 bit, and then along columns. So columns outside the centre may go between the two, and
+    rows that nothing in the centre looks at before the first: blank ones take their places, for the second must see where rows lie.
+    For images taller than wide by a factor (2 in Pillow 13, 100 before) it begins with the columns; those are resized as a whole.
+    """
+    from PIL.Image import Resampling
+
+    mode = Resampling[interpolation.upper()]
+    (height, width), (inner_height, inner_width) = covering, size
+    top, left = round((height - inner_height) / 2), round((width - inner_width) / 2)
+    if image.height > _TALL * image.width:
+        return image.resize((width, height), mode).crop((left, top, left + inner_width, top + inner_height))
+    shrink = image.height / height
+    reach = _SUPPORT[interpolation] * max(shrink, 1.0) + 2  # and two for rounding
+    first, last = max(0, math.floor(top * shrink - reach)), min(image.height, math.ceil((top + inner_height) * shrink + reach))
+    full_height = image.height
+    if last - first > _ROWS_WORTH_A_COPY * full_height:
+        first, last = 0, full_height
+    else:
+        image = image.crop((0, first, image.width, last))
+    image = image.resize((width, image.height), mode).crop((left, -first, left + inner_width, full_height - first))
+    return image.resize((inner_width, height), mode).crop((0, top, inner_width, top + inner_height))
 
 
 def draw_crop_flip(height: int, width: int, view: View, row: int) -> tuple[int, int, int, int, bool]:

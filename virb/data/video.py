@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from virb.data.decode import DECODED
 from virb.errors import BadImage
 
 _OPEN_VIDEOS = 4  # per process: a loader reads videos one after the other, with a few threads
@@ -33,6 +34,7 @@ def frame_count(path: str) -> int:
 
 def read_frame(path: str, number: int) -> Image.Image:
     """Frame ``number`` (from 0, in display order) as 8-bit RGB. Raises BadImage, naming file and frame."""
+    DECODED.add()
     return _reader(path).read(number)
 
 

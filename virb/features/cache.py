@@ -83,14 +83,15 @@ class FeatureCache:
     def entry_folder(self, key: str) -> Path:
         return self.folder / key[:2] / key
 
-    def prepare(self, record: EntryRecord, n_rows: int) -> None:
-        """Makes the entry's folder and writes its record in clear; harmless when it is there already."""
+    def prepare(self, record: EntryRecord, n_rows: int, about: Mapping[str, str] | None = None) -> None:
+        """Makes the entry's folder and writes its record in clear; harmless when it is there already. ``about``: names by which people
+        know the encoder and the images, for ``virb cache list``."""
         path = self.entry_folder(record.key) / "record.json"
         if not path.exists():
-            write_json(path, {"kind": "feature_entry", "n_rows": n_rows, **record.in_clear()})
+            write_json(path, {"kind": "feature_entry", "n_rows": n_rows, "about": dict(about or {}), **record.in_clear()})
 
     def has_slice(self, key: str, start: int) -> bool:
-        return all(self._slice_path(key, start, extension).exists() for extension in ("bin", "json"))
+        return all(self.slice_path(key, start, extension).exists() for extension in ("bin", "json"))
 
     def missing_slices(self, key: str, n_rows: int) -> list[tuple[int, int]]:
         folder = self.entry_folder(key)
@@ -99,8 +100,9 @@ class FeatureCache:
 
     def write_slice(
         self, key: str, start: int, rows: Sequence[np.ndarray] | np.ndarray, bad: Mapping[int, str], facts: SliceFacts | None = None
-    ) -> None:
-        """``rows`` are float32 arrays: one array (n, *shape), or a list of n arrays of different shapes."""
+    ) -> SliceFacts:
+        """``rows`` are float32 arrays: one array (n, *shape), or a list of n arrays of different shapes; or uint8 pixels in one array.
+        Returns the facts as written, with the time that writing took."""
         began = time.perf_counter()
         facts = facts or SliceFacts()
         if isinstance(rows, np.ndarray):
@@ -117,34 +119,38 @@ class FeatureCache:
             "crc32": zlib.crc32(data),
             "bad": {str(row): reason for row, reason in bad.items()},
         }
-        write_atomic(self._slice_path(key, start, "bin"), data)
+        write_atomic(self.slice_path(key, start, "bin"), data)
         seconds = {**facts.seconds, "write": time.perf_counter() - began}
-        header["seconds"] = {stage: round(value, 4) for stage, value in seconds.items()}
+        facts = SliceFacts({stage: round(value, 4) for stage, value in seconds.items()}, facts.batch)
+        header["seconds"] = facts.seconds
         if facts.batch is not None:
             header["batch"] = list(facts.batch)
-        write_json(self._slice_path(key, start, "json"), header)
+        write_json(self.slice_path(key, start, "json"), header)
+        return facts
 
     def slices(self, key: str, n_rows: int) -> list[Slice]:
         """All slices of a complete entry, in order; damaged ones are removed and reported, so that the next run makes them again."""
         found, damaged = [], []
         for start, stop in slice_bounds(n_rows):
-            piece = self._read_slice(key, start, stop)
+            piece = self.read_slice(key, start, stop)
             if piece is None:
                 with suppress(OSError):
-                    self._slice_path(key, start, "json").unlink()
-                damaged.append(self._slice_path(key, start, "bin"))
+                    self.slice_path(key, start, "json").unlink()
+                damaged.append(self.slice_path(key, start, "bin"))
             else:
                 found.append(piece)
         if damaged:
             more = f" (and {len(damaged) - 1} more of this entry)" if len(damaged) > 1 else ""
             raise ViRBError(f"{damaged[0]} is damaged or gone{more}; what was left of it is removed: run the same command again")
+        with suppress(OSError):  # an archive that cannot be written can be read
+            os.utime(self.entry_folder(key) / "record.json")  # its time says when the entry was last used
         return found
 
-    def _read_slice(self, key: str, start: int, stop: int) -> Slice | None:
-        """None when a file is gone, or is not what was written."""
-        path = self._slice_path(key, start, "bin")
+    def read_slice(self, key: str, start: int, stop: int) -> Slice | None:
+        """Read and checked against its checksum; None when a file is gone, or is not what was written."""
+        path = self.slice_path(key, start, "bin")
         try:
-            header = read_json(self._slice_path(key, start, "json"))
+            header = read_json(self.slice_path(key, start, "json"))
             data = path.read_bytes()
             bad = {int(row): reason for row, reason in header["bad"].items()}
             # Slices of older versions say nothing of how they were made.
@@ -174,13 +180,15 @@ class FeatureCache:
         for folder in self.folder.glob("??/*/"):
             clean_temporaries(folder)
 
-    def _slice_path(self, key: str, start: int, extension: str) -> Path:
+    def slice_path(self, key: str, start: int, extension: str = "bin") -> Path:
         return self.entry_folder(key) / f"{start:010d}.{extension}"
 
 
 def as_stored(rows: np.ndarray) -> np.ndarray:
     """float32 rows (n, *shape) as the cache keeps them: float16, or float32 when a row would overflow, the other rows then still rounded
     to float16. So what is read back of a row does not depend on its neighbours, nor on whether it was cached or streamed."""
+    if rows.dtype in (np.float16, np.uint8):  # stored as they are
+        return rows
     fits = np.abs(rows.reshape(len(rows), -1)).max(axis=1, initial=0) <= _FLOAT16_MAX
     if fits.all():
         return rows.astype(np.float16)

@@ -11,9 +11,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from virb.features.ahead import MappedFile
 from virb.features.cache import Slice
 
-_MOST_MAPS = 64  # a map holds its file open, and an entry may have more slices than a process may have open files
+_MOST_MAPS = 16_384  # a system gives a process 65,530
+_MANY_ROWS = 4  # per slice: from here on they are taken together
 
 
 class Rows(Protocol):
@@ -41,7 +43,7 @@ class MappedRows:
         self._starts = np.array([s.start for s in slices])
         self._length = slices[-1].stop if slices else 0
         self._slices = slices
-        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._maps: OrderedDict[int, MappedFile] = OrderedDict()
         shapes = {shape for s in slices for shape in s.shapes}
         self.shape: tuple[int, ...] | None = next(iter(shapes)) if len(shapes) == 1 else None
         self.bad = {row: reason for s in slices for row, reason in s.bad.items()}
@@ -58,15 +60,20 @@ class MappedRows:
     def __len__(self) -> int:
         return self._length
 
+    def move(self, to: Callable[[Sequence[Slice]], Sequence[Slice]]) -> None:
+        """From here on the values are read from other files, of the same content."""
+        self._slices = to(self._slices)
+        self._maps.clear()
+
     @property
     def nbytes(self) -> int:
         return sum(np.dtype(s.dtype).itemsize * sum(math.prod(shape) for shape in _row_shapes(s)) for s in self._slices)
 
-    def _map(self, index: int) -> np.ndarray:
+    def _map(self, index: int) -> MappedFile:
         """The values of a slice."""
         if index not in self._maps:
             piece = self._slices[index]
-            self._maps[index] = np.memmap(piece.path, dtype=piece.dtype, mode="r")
+            self._maps[index] = MappedFile(piece.path, piece.dtype)
             if len(self._maps) > _MOST_MAPS:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(index)
@@ -76,20 +83,30 @@ class MappedRows:
         if self.shape is None:
             raise TypeError("rows of different shapes are read one by one")
         rows = np.asarray(rows)
-        out = torch.empty((len(rows), *self.shape), dtype=self.dtype)
+        size = math.prod(self.shape)
+        out = np.empty((len(rows), size), dtype=np.float32 if self.dtype == torch.float32 else np.float16)
         which = np.searchsorted(self._starts, rows, side="right") - 1
-        for index in np.unique(which):
-            here = np.flatnonzero(which == index)
-            block = self._map(int(index)).reshape(-1, *self.shape)
-            out[torch.from_numpy(here)] = torch.from_numpy(np.asarray(block[rows[here] - self._starts[index]])).to(self.dtype)
-        return out
+        local = (rows - self._starts[which]) * size if len(rows) else rows
+        used = np.unique(which)
+        maps = {index: self._map(index) for index in used.tolist()}
+        if len(rows) < _MANY_ROWS * len(used):
+            places = list(zip(which.tolist(), local.tolist(), strict=True))
+            for index, first in places:
+                maps[index].will_need(first, size)
+            for place, (index, first) in enumerate(places):
+                out[place] = maps[index].values[first : first + size]
+        else:
+            for index in used.tolist():
+                here = np.flatnonzero(which == index)
+                out[here] = maps[index].values.reshape(-1, size)[local[here] // max(size, 1)]
+        return torch.from_numpy(out).reshape(len(rows), *self.shape)
 
     def read_one(self, row: int) -> torch.Tensor:
         if self.shape is not None:
             return self.read(np.array([row]))[0]
         index = int(np.searchsorted(self._starts, row, side="right")) - 1
         local = row - int(self._starts[index])
-        values = self._map(index)[self._offsets[index][local] : self._offsets[index][local + 1]]
+        values = self._map(index).values[self._offsets[index][local] : self._offsets[index][local + 1]]
         return torch.from_numpy(np.array(values)).reshape(_row_shapes(self._slices[index])[local])
 
 
@@ -160,6 +177,16 @@ class SampleFeatures:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    @property
+    def index_device(self) -> torch.device:
+        """Where ``gather`` looks samples up: numbers that are there already need not be sent."""
+        return torch.device("cpu") if self._copies is None else self._copies[0].device
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether ``gather`` takes long enough to go on while a probe computes (see ``virb.features.ahead``)."""
+        return self.tier == "mapped" or (self.tier == "host" and self.device.type == "cuda")
+
     def set_epoch(self, epoch: int) -> None:
         self._view = epoch % len(self._views)
 
@@ -170,11 +197,22 @@ class SampleFeatures:
             copy = self._copies[self._view]
             samples = torch.as_tensor(samples, device=copy.device)
             rows = self._index[samples]
-            picked = copy[rows.reshape(-1)].to(self.device, non_blocking=True).float()
+            picked = self._sent(copy, rows.reshape(-1)).float()
         else:
             picks = self._fixed[torch.as_tensor(samples).cpu().numpy()]
-            picked = self._views[self._view].read(picks.reshape(-1)).to(self.device).float()
+            picked = self._views[self._view].read(picks.reshape(-1))
+            picked = (picked.pin_memory() if self._pins else picked).to(self.device, non_blocking=self._pins).float()
         return picked.reshape(len(samples), *self.shape)
+
+    def _sent(self, copy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if copy.device == self.device or not self._pins:
+            return copy[rows].to(self.device)
+        pinned = torch.empty((len(rows), *copy.shape[1:]), dtype=copy.dtype, pin_memory=True)  # kept by torch until it has been copied
+        return torch.index_select(copy, 0, rows, out=pinned).to(self.device, non_blocking=True)
+
+    @property
+    def _pins(self) -> bool:
+        return self.device.type == "cuda"
 
     def sample(self, index: int) -> list[torch.Tensor]:
         span = range(int(self._offsets[index]), int(self._offsets[index + 1]))

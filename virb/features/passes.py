@@ -6,39 +6,42 @@ Bound by decoding for small encoders on a GPU, by the encoders otherwise; nothin
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from virb.data.images import ImageList
-from virb.data.loader import LoadedBatch, load_batches
+from virb.data.loader import LoadedBatch, load_batches, on_device
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.errors import ViRBError, describe
-from virb.features.cache import STORAGE, FeatureCache, SliceFacts
+from virb.features.cache import FeatureCache, SliceFacts, as_stored
+from virb.features.decoded import Keeper, Pixels
+from virb.features.encoding import (
+    Block,
+    Memory,
+    Numerics,
+    PassOptions,
+    Sent,
+    SentOneByOne,
+    encode,
+    first_not_finite,
+    forward,
+    not_finite,
+    send,
+)
+from virb.features.held import HeldEntries
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = ["Memory", "Numerics", "PassOptions", "PassReport", "Wanted", "encode", "first_not_finite", "forward", "not_finite", "run_slice"]
 
-
-@dataclass(frozen=True)
-class Numerics:
-    """How values are computed and kept; part of every cache key."""
-
-    compute: str  # a key of PRECISIONS
-    device_kind: str  # "cpu" or "cuda"
-
-    def record(self) -> dict[str, str]:
-        return {"compute": self.compute, "storage": STORAGE, "device": self.device_kind}
-
-    def context(self) -> AbstractContextManager[Any]:
-        if self.compute == "float32":
-            return nullcontext()
-        return torch.autocast(self.device_kind, dtype=PRECISIONS[self.compute])
+# How many forwards have been sent when the outputs of one are taken. A GPU works on while the host looks at those of the one before.
+_BEHIND = {"cpu": 0, "cuda": 1}
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,16 @@ class Wanted:
     key: str
 
 
-@dataclass(frozen=True)
-class PassOptions:
-    numerics: Numerics
-    batch_size: int
-    loader_threads: int
-
-
 @dataclass
 class PassReport:
-    """What a slice did: images decoded, seconds per stage, entries that failed and why."""
+    """What a slice did: images decoded, seconds per stage, entries that failed and why. ``decode`` is waiting for images; ``load`` (of the
+    loader itself, by thread), ``transfer`` and ``compute`` (of the device in the encoders) go on beside the others."""
 
     decoded: int = 0
     rows: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "encode": 0.0, "write": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("decode", "load", "transfer", "encode", "compute", "write"), 0.0)
+    )
     failed: dict[str, str] = field(default_factory=dict)  # entry key -> reason
     notes: list[str] = field(default_factory=list)
 
@@ -80,201 +79,166 @@ def run_slice(
     options: PassOptions,
     tell: Callable[[int], None] = lambda done: None,
     memory: Memory | None = None,
+    pixels: Pixels | None = None,
+    held: HeldEntries | None = None,
 ) -> PassReport:
     """Fills rows ``start`` to ``stop`` of every wanted entry. One encoder's failure does not stop the others.
 
-    ``memory`` is what earlier slices learned; its notes come into the report.
+    ``memory`` is what earlier slices learned; its notes come into the report. ``pixels``: decoded images to read, and to keep; ``held``
+    gets what the cache gets, for jobs of this worker.
     Images that cannot be decoded are noted in the slice; each task decides what that means for its samples (``on_bad_image``)."""
     report = PassReport()
-    forwards: dict[tuple[Geometry, str], list[Wanted]] = defaultdict(list)
-    for item in wanted:
-        forwards[item.geometry, item.encoder].append(item)
-    kept: dict[str, list[torch.Tensor]] = defaultdict(list)
-    bad: dict[int, str] = {}
-    memory = Memory(report.notes, memory.most if memory is not None else {})
-    encoding = dict.fromkeys(forwards, 0.0)
+    pixels = pixels or Pixels()
+    memory = replace(memory, notes=report.notes) if memory is not None else Memory(report.notes)
+    work = _Slice(images, wanted, encoders, device, options, memory, report)
+    keeper = Keeper(pixels.keep, start, stop)
 
     def count(n: int) -> None:
         report.decoded += n
 
-    rows = np.arange(start, stop)
-    geometries = [item.geometry for item in wanted]
-    batches = load_batches(images, rows, geometries, options.batch_size, options.loader_threads, on_bad_image="skip", count=count)
+    geometries = [*(item.geometry for item in wanted), *pixels.keep]
+    rows, pin = np.arange(start, stop), device.type == "cuda"
+    batches = load_batches(images, rows, geometries, options.batch_size, options.loader_threads, "skip", count, pin, pixels.read)
     with closing(batches):
-        for batch in _timed(batches, report, "decode"):
-            bad.update(batch.bad)
-            for (geometry, name), items in forwards.items():
-                began = time.perf_counter()
-                live = [item for item in items if item.key not in report.failed]
-                for item, values in _outputs(encoders[name], live, images, batch, device, options, memory):
-                    if isinstance(values, str):
-                        report.failed[item.key] = values
-                        kept.pop(item.key, None)
-                    else:
-                        kept[item.key].extend(values)
-                encoding[geometry, name] += time.perf_counter() - began
+        for batch in _timed(on_device(keeper.watch(batches), device), report, "decode"):
+            report.seconds["load"] += batch.seconds / max(1, options.loader_threads)
+            work.add(batch)
             report.rows += len(batch.rows)
             tell(report.rows)
-            report.seconds["encode"] = sum(encoding.values())
-            if len(report.failed) == len(wanted):
+            if wanted and len(report.failed) == len(wanted) and not pixels.keep:
                 return report
+    work.settle()
+    report.seconds["transfer"] = _event_seconds(work.copies)
+    report.seconds["compute"] = _event_seconds(work.forwards) if device.type == "cuda" else report.seconds["encode"]
     began = time.perf_counter()
-    for (geometry, name), items in forwards.items():
-        # All who wanted a slice paid for its decoding, and all outputs of a forward for that one.
-        seconds = {"decode": report.seconds["decode"] / len(wanted), "encode": encoding[geometry, name] / len(items)}
-        facts = SliceFacts(seconds, memory.reduced(encoders[name].spec.name, geometry, options.batch_size))
-        for item in items:
-            if item.key not in report.failed:
-                cache.write_slice(item.key, start, _as_block(kept.pop(item.key)), bad, facts)
+    work.write(start, cache, len(images), held)
+    report.notes += keeper.write(cache, work.bad, report.seconds["decode"])
     report.seconds["write"] += time.perf_counter() - began
     return report
 
 
-def _outputs(
-    encoder: Encoder,
-    items: Sequence[Wanted],
-    images: ImageList,
-    batch: LoadedBatch,
-    device: torch.device,
-    options: PassOptions,
-    memory: Memory,
-) -> Iterator[tuple[Wanted, list[torch.Tensor] | str]]:
-    """What one encoder gives of one batch at one geometry: for each item its rows, or why there are none."""
-    if not items:
-        return
-    name = items[0].encoder
-    skip = [place for place, row in enumerate(batch.rows.tolist()) if row in batch.bad]
-    try:
-        found = encode(encoder, batch.pixels[items[0].geometry], [i.request for i in items], device, options, memory, skip)
-    except ViRBError as error:
-        yield from ((item, describe(error)) for item in items)
-        return
-    except Exception as error:  # noqa: BLE001 - a user's network may raise anything; the other encoders of the pass go on
-        yield from ((item, f"{name}: {describe(error)}") for item in items)
-        return
-    for item in items:
-        culprit = first_not_finite(found[item.request])
-        yield item, found[item.request] if culprit is None else not_finite(name, item.request, images, int(batch.rows[culprit]))
-
-
 @dataclass
-class Memory:
-    """How many images of a shape an encoder takes at once, as running out of memory has taught, and what to tell the user about it."""
+class _Slice:
+    """The outputs of a slice while it is encoded."""
 
-    notes: list[str] = field(default_factory=list)
-    most: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
+    images: ImageList
+    wanted: Sequence[Wanted]
+    encoders: Mapping[str, Encoder]
+    device: torch.device
+    options: PassOptions
+    memory: Memory
+    report: PassReport
+    bad: dict[int, str] = field(default_factory=dict)
+    copies: list[tuple[Any, Any]] = field(default_factory=list)  # CUDA events around the copies of batches to the GPU
+    forwards: list[tuple[Any, Any]] = field(default_factory=list)  # and around forwards
 
-    def reduced(self, encoder: str, geometry: Geometry, batch_size: int) -> tuple[int, int] | None:
-        """(images at once, images meant), or None when all fit. Images of different sizes go one by one anyway."""
-        most = self.most.get((encoder, (3, *geometry.size)), batch_size) if geometry.size else batch_size
-        return (most, batch_size) if most < batch_size else None
+    def __post_init__(self) -> None:
+        self._forwards: dict[tuple[Geometry, str], list[Wanted]] = defaultdict(list)
+        for item in self.wanted:
+            self._forwards[item.geometry, item.encoder].append(item)
+        self._kept: dict[str, list[Block]] = defaultdict(list)
+        self._seconds = dict.fromkeys(self._forwards, 0.0)
+        self._sent: deque[tuple[list[Wanted], np.ndarray, Sent | SentOneByOne]] = deque()
 
-
-def encode(
-    encoder: Encoder,
-    pixels: torch.Tensor | Sequence[torch.Tensor],
-    requests: Sequence[str],
-    device: torch.device,
-    options: PassOptions,
-    memory: Memory | None = None,
-    skip: Collection[int] = (),
-) -> dict[str, list[torch.Tensor]]:
-    """Outputs per request, one float32 CPU tensor per image. Batches have one fixed shape (the last is padded), so that no image's
-    values depend on how many neighbours it has; images of different sizes go one by one.
-
-    ``skip``: places of images that could not be decoded. They get zeros, or an empty tensor where sizes differ."""
-    memory = memory or Memory()
-    if isinstance(pixels, torch.Tensor):
-        outputs = _encode_block(encoder, pixels, requests, device, options.numerics, options.batch_size, memory)
-        for values in outputs.values():
-            for place in skip:
-                values[place] = torch.zeros_like(values[place])
-        return outputs
-    outputs = {request: [] for request in requests}
-    for place, image in enumerate(pixels):
-        if place in skip:
-            one = {request: [torch.zeros(0)] for request in requests}
-        else:
-            one = _encode_block(encoder, image[None], requests, device, options.numerics, 1, memory)
-        for request in requests:
-            outputs[request] += one[request]
-    return outputs
-
-
-def _encode_block(
-    encoder: Encoder,
-    pixels: torch.Tensor,
-    requests: Sequence[str],
-    device: torch.device,
-    numerics: Numerics,
-    batch_size: int,
-    memory: Memory,
-) -> dict[str, list[torch.Tensor]]:
-    outputs: dict[str, list[torch.Tensor]] = {request: [] for request in requests}
-    kind = (encoder.spec.name, tuple(pixels.shape[1:]))
-    begin = 0
-    while begin < len(pixels):
-        size = min(batch_size, memory.most.get(kind, batch_size))
-        try:
-            found = forward(encoder, pixels[begin : begin + size], requests, device, numerics, size)
-        except torch.OutOfMemoryError:
-            found = None
-        if found is None:  # not in the except clause, where the error still holds the tensors of the failed forward
-            torch.cuda.empty_cache()
-            if size == 1:
-                raise ViRBError(f"{encoder.spec.name} ran out of memory on {device} with a single image of {tuple(pixels.shape[-2:])}")
-            memory.most[kind] = size // 2
-            memory.notes.append(f"{device} ran out of memory encoding with {encoder.spec.name} (batch {size}): going on with {size // 2}")
-            continue
-        for request, values in found.items():
-            outputs[request].extend(values.cpu())
-        begin += size
-    return outputs
-
-
-def forward(
-    encoder: Encoder, pixels: torch.Tensor, requests: Sequence[str], device: torch.device, numerics: Numerics, batch_size: int
-) -> dict[str, torch.Tensor]:
-    """One padded batch on the device: request -> (n, *shape) float32."""
-    n = len(pixels)
-    if n < batch_size:
-        pixels = torch.cat([pixels, pixels.new_zeros((batch_size - n, *pixels.shape[1:]))])
-    with torch.inference_mode(), numerics.context():
-        found = encoder(encoder.prepare(pixels.to(device, non_blocking=True)), requests)
-    outputs = {}
-    for request in requests:
-        values = found[request]
-        if not isinstance(values, torch.Tensor):
-            raise ViRBError(f"{request} of {encoder.spec.name} is several {_what_to_write(encoder, request)}")
-        if values.ndim < 2 or len(values) != batch_size:
-            raise ViRBError(
-                f"{encoder.spec.name} gave {request} of shape {tuple(values.shape)} for a batch of {batch_size} images; "
-                f"expected {batch_size} rows of at least one value"
+    def add(self, batch: LoadedBatch) -> None:
+        """Encodes a batch for everybody; on a GPU the last outputs may still be on their way then."""
+        self.bad.update(batch.bad)
+        self.copies += [batch.copied] if batch.copied else []
+        skip = [place for place, row in enumerate(batch.rows.tolist()) if row in batch.bad]
+        for (geometry, name), items in self._forwards.items():
+            live = [item for item in items if item.key not in self.report.failed]
+            if not live:
+                continue
+            began, mark = time.perf_counter(), _event(self.device)
+            requests = [item.request for item in live]
+            sent = self._guarded(
+                live,
+                partial(send, self.encoders[name], batch.pixels[geometry], requests, self.device, self.options, self.memory, skip),
             )
-        outputs[request] = values[:n].float()
-    return outputs
+            self._spent(live, began)
+            if sent is not None:
+                self.forwards += [(mark, _event(self.device))] if mark is not None else []
+                self._sent.append((live, batch.rows, sent))
+            self.settle(_BEHIND[self.device.type])
+
+    def settle(self, behind: int = 0) -> None:
+        """Takes the outputs of all forwards but the last few."""
+        while len(self._sent) > behind:
+            items, rows, sent = self._sent.popleft()
+            began = time.perf_counter()
+            found = self._guarded(items, sent.take)
+            for item in items if found is not None else ():
+                values, culprit = found[item.request].values, found[item.request].culprit
+                if culprit is not None:
+                    self._fail(item, not_finite(item.encoder, item.request, self.images, int(rows[culprit])))
+                elif item.key not in self.report.failed:
+                    self._kept[item.key].append(values)
+            self._spent(items, began)
+
+    def _guarded(self, items: Sequence[Wanted], work: Callable[[], Any]) -> Any:
+        """What ``work`` gives; None when it fails, which is the items' failure alone."""
+        try:
+            return work()
+        except ViRBError as error:
+            reason = describe(error)
+        except Exception as error:  # noqa: BLE001 - a user's network may raise anything; the other encoders of the pass go on
+            reason = f"{items[0].encoder}: {describe(error)}"
+        for item in items:
+            self._fail(item, reason)
+        return None
+
+    def _fail(self, item: Wanted, reason: str) -> None:
+        self.report.failed.setdefault(item.key, reason)
+        self._kept.pop(item.key, None)
+
+    def _spent(self, items: Sequence[Wanted], began: float) -> None:
+        seconds = time.perf_counter() - began
+        self._seconds[items[0].geometry, items[0].encoder] += seconds
+        self.report.seconds["encode"] += seconds
+
+    def write(self, start: int, cache: FeatureCache, n_rows: int, held: HeldEntries | None) -> None:
+        """Into the cache, and what it stores into memory too."""
+        for (geometry, name), items in self._forwards.items():
+            # All who wanted a slice paid for its decoding, and all outputs of a forward for that one.
+            seconds = {
+                "decode": self.report.seconds["decode"] / len(self.wanted),
+                "encode": self._seconds[geometry, name] / len(items),
+            }
+            facts = SliceFacts(seconds, self.memory.reduced(self.encoders[name].spec.name, geometry, self.options.batch_size))
+            for item in items:
+                if item.key in self.report.failed:
+                    continue
+                block = _as_block(self._kept.pop(item.key))
+                block = as_stored(block) if isinstance(block, np.ndarray) else block
+                written = cache.write_slice(item.key, start, block, self.bad, facts)
+                if held is not None and isinstance(block, np.ndarray):
+                    held.keep(item.key, n_rows, start, block, self.bad, written)
 
 
-def _what_to_write(encoder: Encoder, request: str) -> str:
-    """Where one tensor is needed and the request gives several."""
-    each = encoder.spec.expand(request)
-    if len(each) > 1 and each[0].kind == "vector":
-        return f"vectors; write {'+'.join(map(str, each))}, or a list of {len(each)} requests"
-    return "maps; ask for one of them (or reduce each and join with +)"
+def _event(device: torch.device) -> Any:
+    """The moment when a GPU gets here; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
-def first_not_finite(values: Sequence[torch.Tensor]) -> int | None:
-    return next((place for place, value in enumerate(values) if not torch.isfinite(value).all()), None)
+def _event_seconds(pairs: Sequence[tuple[Any, Any]]) -> float:
+    """Between CUDA events; after the last batch all of them have happened, or are about to."""
+    for _, end in pairs:
+        end.synchronize()
+    return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
 
 
-def not_finite(encoder: str, request: str, images: ImageList, row: int) -> str:
-    return f"{encoder} gave NaN or infinite values of {request} for image {images.ids[row]}; check its weights and normalisation"
-
-
-def _as_block(values: list[torch.Tensor]) -> np.ndarray | list[np.ndarray]:
-    if len({value.shape for value in values}) == 1:
-        return torch.stack(values).numpy()
-    return [value.numpy() for value in values]
+def _as_block(blocks: Sequence[Block]) -> np.ndarray | list[np.ndarray]:
+    whole = [block for block in blocks if isinstance(block, torch.Tensor)]
+    if len(whole) == len(blocks) and len({block.shape[1:] for block in whole}) == 1:
+        return torch.cat(whole).numpy()
+    rows = [row for block in blocks for row in block]
+    if len({row.shape for row in rows}) == 1:
+        return torch.stack(rows).numpy()
+    return [row.numpy() for row in rows]
 
 
 def _timed(batches: Iterator[Any], report: PassReport, stage: str) -> Iterator[Any]:

@@ -110,7 +110,7 @@ def _numbers(plan: Plan) -> Iterator[str]:
     yield f"geometries  {len(geometries)}: {named}{_merge_hint(plan)}"
     yield f"features    {size_text(plan.bytes_new)} to make, {_cached(plan)}; {_largest(plan)}"
     yield f"disk        {plan.context.cache_folder}: {size_text(_free(plan))} free, budget {plan.settings.cache_budget}"
-    yield f"time        {time_text(plan.seconds) if plan.to_do else 'none'} on {devices_text(plan)}, {plan.settings.precision}"
+    yield f"time        {time_text(plan.seconds) if plan.to_do else 'none'} on {devices_text(plan)}, {plan.settings.precision_text}"
     for note in plan.notes:
         yield f"note        {note}"
 
@@ -127,7 +127,7 @@ def _passes(plan: Plan) -> Iterator[str]:
     encoders: dict[str, set[str]] = defaultdict(set)
     sizes: dict[str, set[str]] = defaultdict(set)
     for unit in plan.units:
-        if unit.kind == "pass":
+        if unit.kind == "pass" and unit.payload.wanted:
             work = unit.payload
             rows[work.list_id] += work.stop - work.start
             encoders[work.list_id] |= {item.encoder for item in work.wanted}
@@ -157,7 +157,8 @@ def _tier(plan: Plan, job: Job) -> str:
     if not entries:
         return "streams: the probe runs the encoder itself"
     if any(entry.streamed for entry in entries):
-        return "streams: encoded while heads train"
+        kept = all(e.wanted.geometry in plan.context.stores.get(e.list_id, {}) for e in entries if e.streamed)
+        return f"streams: {'images decoded once, ' * kept}encoded while heads train"
     return "device memory" if plan.settings.device_kind == "cuda" else "host memory"
 
 

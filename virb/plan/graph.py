@@ -12,7 +12,8 @@ from typing import Any
 @dataclass(frozen=True)
 class Unit:
     """The smallest thing a worker does: picklable and idempotent. ``inputs`` and ``outputs`` name things (a cache entry, a job's result);
-    several units may make one output together (the slices of a pass), which then exists when all of them are done."""
+    several units may make one output together (the slices of a pass), which then exists when all of them are done. ``after`` are keys of
+    units that must be over first, whether they were done or failed."""
 
     kind: str
     key: str
@@ -21,6 +22,12 @@ class Unit:
     outputs: tuple[str, ...]
     cost: float  # expected seconds on one device
     payload: Any = None
+    after: tuple[str, ...] = ()
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it ends in a result; the others make and take away what jobs read."""
+        return self.kind not in ("pass", "release")
 
 
 @dataclass
@@ -42,14 +49,20 @@ class Graph:
         self._order = {key: place for place, key in enumerate(self.units)}
         self._makers: dict[str, set[str]] = defaultdict(set)
         self._users: dict[str, list[str]] = defaultdict(list)
+        self._followers: dict[str, list[str]] = defaultdict(list)
         for unit in self.units.values():
             for output in unit.outputs:
                 self._makers[output].add(unit.key)
             for name in set(unit.inputs):
                 self._users[name].append(unit.key)
+            for other in set(unit.after) & self.units.keys():
+                self._followers[other].append(unit.key)
         # How many inputs of a unit are still to be made. With none it is ready and in the queue, where a unit that is no longer waiting
         # is passed over: so starting and finishing units costs what hangs on them, not a look at all that wait.
-        self._missing = {unit.key: sum(name in self._makers for name in set(unit.inputs)) for unit in self.units.values()}
+        self._missing = {
+            unit.key: sum(name in self._makers for name in set(unit.inputs)) + len(set(unit.after) & self.units.keys())
+            for unit in self.units.values()
+        }
         self._queue: list[tuple[bool, int, str]] = []
         for key, missing in self._missing.items():
             if not missing:
@@ -86,10 +99,16 @@ class Graph:
             makers.discard(unit.key)
             if makers:
                 continue
-            for key in self._users[output]:
-                self._missing[key] -= 1
-                if not self._missing[key]:
-                    self._enqueue(key)
+            self._one_less(self._users[output])
+
+    def _one_less(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._missing[key] -= 1
+            if not self._missing[key]:
+                self._enqueue(key)
+
+    def _over(self, key: str) -> None:
+        self._one_less(self._followers.pop(key, ()))
 
     def finish(self, unit: Unit, report: UnitReport) -> list[tuple[Unit, str]]:
         """Returns the units that can no longer run, with reasons: those that needed an output that failed."""
@@ -97,6 +116,7 @@ class Graph:
         self.done[unit.key] = report
         lost = self._spread(report.failed)
         self._made(unit)
+        self._over(unit.key)
         return lost
 
     def fail(self, unit: Unit, reason: str) -> list[tuple[Unit, str]]:
@@ -104,6 +124,7 @@ class Graph:
         self.failed[unit.key] = reason
         lost = self._spread(dict.fromkeys(unit.outputs, reason))
         self._made(unit)
+        self._over(unit.key)
         return lost
 
     def _spread(self, bad: Mapping[str, str]) -> list[tuple[Unit, str]]:
@@ -117,6 +138,7 @@ class Graph:
                 self.failed[key] = reasons[0]
                 lost.append((unit, reasons[0]))
                 lost += self._spread(dict.fromkeys(unit.outputs, reasons[0]))
+                self._over(key)
         return lost
 
     @property

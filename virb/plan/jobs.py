@@ -25,10 +25,12 @@ class RunSettings:
     out: Path = Path("out")
     data_root: Path = Path("data")
     cache_dir: Path | None = None
+    local_cache: Path | None = None  # on a disk of this machine
     cache_budget: str = "80%"
     no_cache: bool = False
     devices: tuple[str, ...] = ("cpu",)
     precision: str = "float32"
+    compile: bool = False  # encoders by torch.compile
     input_size: int | None = None
     protocol: str | None = None
     num_workers: int | None = None  # loader threads per device
@@ -42,8 +44,13 @@ class RunSettings:
         return self.devices[0].split(":")[0]
 
     @property
+    def precision_text(self) -> str:
+        """For records and people."""
+        return f"{self.precision}{', compiled' * self.compile}"
+
+    @property
     def numerics(self) -> Numerics:
-        return Numerics(self.precision, self.device_kind)
+        return Numerics(self.precision, self.device_kind, self.compile)
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,31 @@ class PassWork:
     start: int
     stop: int
     wanted: tuple[Wanted, ...]
+    keep: tuple[Geometry, ...] = ()  # the decoded images of these are kept
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """Decoded images of a list at one geometry, an entry of the cache without an encoder (``virb.features.decoded``)."""
+
+    record: EntryRecord
+    list_id: str
+    geometry: Geometry
+    n_rows: int
+    missing: tuple[tuple[int, int], ...]  # slices that were not there when the run was planned
+
+    @property
+    def key(self) -> str:
+        return self.record.key
+
+    @property
+    def row_bytes(self) -> int:
+        height, width = self.geometry.size or (0, 0)
+        return 3 * height * width
+
+    @property
+    def missing_bytes(self) -> int:
+        return self.row_bytes * sum(stop - start for start, stop in self.missing)
 
 
 @dataclass(frozen=True)
@@ -161,6 +193,8 @@ class RunContext:
     entries: Mapping[str, Entry]
     jobs: Mapping[str, Job]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    stores: Mapping[str, Mapping[Geometry, PixelStore]] = field(default_factory=dict)  # by image list: decoded images to read and keep
+    use: str = ""  # the name by which the run uses the cache, once it does (``virb.features.uses``)
 
 
 @dataclass(frozen=True)
@@ -176,6 +210,11 @@ class Plan:
     bytes_cached: int
     seconds: float
     notes: tuple[str, ...] = ()
+
+    @property
+    def rows_in_passes(self) -> int:
+        """Images that encoders see in passes: those of each pass, decoded or kept."""
+        return sum(unit.payload.stop - unit.payload.start for unit in self.units if unit.kind == "pass" and unit.payload.wanted)
 
     @property
     def jobs(self) -> tuple[Job, ...]:

@@ -16,9 +16,10 @@ from virb.errors import UserError
 from virb.features.cache import FeatureCache, slice_bounds
 from virb.features.limits import encoder_limit, weight_bytes
 from virb.io import existing_parent, hash_record
-from virb.plan.describe import size_text
+from virb.plan.budget import Round, allot, release_unit, slices_bytes
 from virb.plan.graph import Unit
 from virb.plan.jobs import Draft, Entry, Job, PassWork, Plan, PlannedEncoder, RunContext, RunSettings
+from virb.plan.stores import Stores, plan_stores
 from virb.probes.base import FIT
 from virb.results.store import finished
 
@@ -31,7 +32,7 @@ _START_SECONDS = 5.0  # of worker processes, when there are several
 
 def assemble(draft: Draft) -> Plan:
     """The plan of a checked input: what is done, what is cached, and the units for the rest. Reads folders, writes nothing."""
-    settings, notes = draft.settings, list[str]()
+    settings = draft.settings
     done = {job.id for job in draft.jobs.values() if not settings.force and finished(settings.out, job.encoder, job.label, job.key)}
     to_do = [job for job in draft.jobs.values() if job.id not in done]
     folder = cache_folder(settings)
@@ -39,35 +40,39 @@ def assemble(draft: Draft) -> Plan:
     needed = {key for job in to_do for plan in job.roles.values() for key in plan.entries}
     entries = {key: entry for key, entry in draft.entries.items() if key in needed}
     missing = {key: _missing(cache, entry, settings) for key, entry in entries.items() if not entry.streamed}
-    entries = _fit_budget(entries, missing, settings, cache, notes)
+    allotment = allot(entries, missing, to_do, parse_budget(settings.cache_budget, folder), cache, settings.cache_budget)
+    entries = allotment.entries
     missing = {key: slices for key, slices in missing.items() if not entries[key].streamed}
-    new = {key: _nbytes(entries[key], slices) for key, slices in missing.items()}
-    units, n_passes, rows = _pass_units(entries, missing, draft.encoders, settings)
-    units += [_job_unit(job, entries, settings) for job in to_do]
+    new = {key: slices_bytes(entries[key], slices) for key, slices in missing.items()}
+    passes, n_passes, _ = _rounds_of_passes(allotment.rounds, entries, missing, draft.encoders, settings)
+    lengths = {list_id: len(images) for list_id, images in draft.lists.items()}
+    stores = plan_stores(passes, entries, to_do, lengths, allotment.left, cache, ignore_cached=settings.no_cache)
+    units = [*stores.units, *(_after_stores(_job_unit(job, entries, settings), job, stores) for job in to_do)]
     provenance = {f"text {label}": text for label, text in draft.texts.items() if text}
     n_devices = len(settings.devices)
     return Plan(
         settings=settings,
-        context=RunContext(settings, folder, draft.encoders, draft.lists, entries, dict(draft.jobs), provenance),
+        context=RunContext(settings, folder, draft.encoders, draft.lists, entries, dict(draft.jobs), provenance, stores.places),
         units=tuple(units),
         to_do=tuple(to_do),
         done=tuple(job for job in draft.jobs.values() if job.id in done),
-        rows_to_decode=rows,
+        rows_to_decode=stores.rows,
         n_passes=n_passes,
         bytes_new=sum(new.values()),
         bytes_cached=sum(entries[key].nbytes - size for key, size in new.items()),
         seconds=sum(unit.cost for unit in units) / n_devices + (_START_SECONDS if n_devices > 1 and units else 0.0),
-        notes=tuple(notes),
+        notes=(*allotment.notes, *stores.notes),
     )
+
+
+def _after_stores(unit: Unit, job: Job, stores: Stores) -> Unit:
+    """A job waits for the decoded images that it streams from."""
+    return replace(unit, after=stores.after.get(job.id, ()), cost=max(0.0, unit.cost - stores.saved.get(job.id, 0.0)))
 
 
 def _missing(cache: FeatureCache, entry: Entry, settings: RunSettings) -> list[tuple[int, int]]:
     # Slices that a killed run left in its scratch folder are used where a worker finds them; the plan does not count on them.
     return slice_bounds(entry.n_rows) if settings.no_cache else cache.missing_slices(entry.key, entry.n_rows)
-
-
-def _nbytes(entry: Entry, slices: Sequence[tuple[int, int]]) -> int:
-    return 2 * math.prod(entry.row_shape or (0,)) * sum(stop - start for start, stop in slices)
 
 
 def cache_folder(settings: RunSettings) -> Path:
@@ -92,40 +97,23 @@ def parse_budget(text: str, folder: Path) -> int:
     return int(float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[3]])
 
 
-def _fit_budget(
-    entries: dict[str, Entry],
+def _rounds_of_passes(
+    rounds: Sequence[Round],
+    entries: Mapping[str, Entry],
     missing: Mapping[str, Sequence[tuple[int, int]]],
+    planned: Mapping[str, PlannedEncoder],
     settings: RunSettings,
-    cache: FeatureCache,
-    notes: list[str],
-) -> dict[str, Entry]:
-    """Entries that do not fit are streamed: encoded whenever they are read. The smallest are kept first, since they save as much each."""
-    budget = parse_budget(settings.cache_budget, cache.folder)
-    there = 0
-    if not settings.cache_budget.strip().endswith("%") and cache.folder.is_dir():
-        there = cache.size()
-        budget -= there
-    kept = dict(entries)
-    streamed = 0
-    sizes = {key: _nbytes(entries[key], slices) for key, slices in missing.items() if slices}
-    for key, nbytes in sorted(sizes.items(), key=lambda item: (item[1], item[0])):
-        if nbytes <= budget and budget > 0:
-            budget -= nbytes
-        else:
-            kept[key] = replace(entries[key], streamed=True)
-            streamed += 1
-    if streamed:
-        notes.append(
-            f"{streamed} of {len(entries)} feature sets do not fit the cache budget ({settings.cache_budget}): "
-            "they are encoded while heads train"
-        )
-    if streamed and there:
-        # Nothing leaves the cache by itself: another run may be reading it.
-        notes.append(
-            f"{size_text(there)} of the budget are taken by what {cache.folder} holds already: delete that folder, or entries in it "
-            "(folders named by 64 digits), while no run uses it, or raise --cache_budget"
-        )
-    return kept
+) -> tuple[list[Unit], int, int]:
+    """The passes of all rounds; where there are several, each begins when the one before has been released."""
+    units: list[Unit] = []
+    n_passes = n_rows = 0
+    for number, here in enumerate(rounds):
+        made, passes, rows = _pass_units(entries, {key: missing[key] for key in here.keys}, planned, settings)
+        units += made if number == 0 else [replace(unit, after=(f"release {number - 1}",)) for unit in made]
+        if number + 1 < len(rounds):
+            units.append(release_unit(number, here))
+        n_passes, n_rows = n_passes + passes, n_rows + rows
+    return units, n_passes, n_rows
 
 
 def _pass_units(

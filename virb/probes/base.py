@@ -92,6 +92,7 @@ class Context:
     scratch: Path | None = None  # exists; survives a crash; emptied when the job is done
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None
     scalars: Callable[[str, str, float, int], None] = lambda config, tag, value, step: None  # TensorBoard: config, tag, value, step
+    cores: int = 1  # of the CPU that the probe may keep busy; numbers must be the same for any
 
 
 @dataclass(frozen=True)

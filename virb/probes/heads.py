@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from virb.errors import ViRBError
+from virb.functional.products import linear, linears
 from virb.functional.randomness import torch_generator
 
 Stack = dict[str, Tensor]
@@ -118,8 +119,8 @@ def forward(stack: Stack, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
     Heads that take fewer numbers than ``x`` has are given the mean over the images, or their own weighted mean where they have a query.
     """
-    linear = "head.weight" in stack
-    first = "head" if linear else "head.0"
+    is_linear = "head.weight" in stack
+    first = "head" if is_linear else "head.0"
     if QUERY in stack:
         pooled, _ = _attend(stack[QUERY], x)
         units = torch.baddbmm(stack[f"{first}.bias"][:, None], pooled.transpose(0, 1), stack[f"{first}.weight"].transpose(1, 2))
@@ -128,32 +129,33 @@ def forward(stack: Stack, x: Tensor) -> tuple[Tensor, Tensor | None]:
         heads, outputs, inputs = stack[f"{first}.weight"].shape
         # One product for all heads: its rows are the outputs of all heads one below the other.
         x = _mean(x, inputs)
-        units = torch.addmm(stack[f"{first}.bias"].view(-1), x, stack[f"{first}.weight"].view(heads * outputs, inputs).t())
+        units = linear(x, stack[f"{first}.weight"].view(heads * outputs, inputs), stack[f"{first}.bias"].view(-1))
         units = units.view(-1, heads, outputs)
-    if linear:
+    if is_linear:
         return units, None
     hidden = units.relu_()
-    logits = torch.baddbmm(stack["head.2.bias"][:, None], hidden.transpose(0, 1), stack["head.2.weight"].transpose(1, 2))
+    logits = linears(hidden.transpose(0, 1), stack["head.2.weight"], stack["head.2.bias"])
     return logits.transpose(0, 1), hidden
 
 
-def backward(stack: Stack, x: Tensor, hidden: Tensor | None, grad: Tensor, out: Stack) -> None:
-    """Gradients of all parameters into ``out`` (a stack of the same shapes), given ``grad`` (B, K, C) of the outputs."""
+def backward(stack: Stack, x: Tensor, hidden: Tensor | None, grad: Tensor) -> Stack:
+    """Gradients of all parameters (a stack of the same shapes), given ``grad`` (B, K, C) of the outputs."""
     first = "head" if hidden is None else "head.0"
+    out: Stack = {}
     if hidden is not None:
         by_head = grad.transpose(0, 1)
-        torch.bmm(by_head.transpose(1, 2), hidden.transpose(0, 1), out=out["head.2.weight"])
-        torch.sum(by_head, 1, out=out["head.2.bias"])
-        inner = torch.bmm(by_head, stack["head.2.weight"]).transpose(0, 1)
-        # Selecting, not multiplying by a mask: an infinite gradient that meets a closed unit gives zero, as in torch.
-        grad = torch.where(hidden > 0, inner, 0.0)
+        out["head.2.weight"] = linears(by_head.transpose(1, 2), hidden.permute(1, 2, 0))
+        out["head.2.bias"] = torch.sum(by_head, 1)
+        inner = linears(by_head, stack["head.2.weight"].transpose(1, 2)).transpose(0, 1)
+        # It selects and does not multiply by a mask: an infinite gradient that meets a closed unit gives zero, as in torch.
+        grad = torch.ops.aten.threshold_backward(inner, hidden, 0)
     if QUERY in stack:
-        _attend_backward(stack, first, x, grad, out)
-        return
+        return out | _attend_backward(stack, first, x, grad)
     flat = grad.reshape(len(x), -1)
-    x = _mean(x, out[f"{first}.weight"].shape[2])
-    torch.mm(flat.t(), x, out=out[f"{first}.weight"].view(flat.shape[1], -1))
-    torch.sum(flat, 0, out=out[f"{first}.bias"].view(-1))
+    heads, units, inputs = stack[f"{first}.weight"].shape
+    out[f"{first}.weight"] = linear(flat.t(), _mean(x, inputs).t()).view(heads, units, inputs)
+    out[f"{first}.bias"] = torch.sum(flat, 0).view(heads, units)
+    return out
 
 
 def _mean(x: Tensor, width: int) -> Tensor:
@@ -170,15 +172,16 @@ def _attend(query: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.bmm(weights, images), weights
 
 
-def _attend_backward(stack: Stack, first: str, x: Tensor, grad: Tensor, out: Stack) -> None:
+def _attend_backward(stack: Stack, first: str, x: Tensor, grad: Tensor) -> Stack:
     """Of the first Linear (``grad`` (B, K, units) is that of its outputs) and of the queries before it."""
     query = stack[QUERY]
     pooled, weights = _attend(query, x)
     by_head = grad.transpose(0, 1)
-    torch.bmm(by_head.transpose(1, 2), pooled.transpose(0, 1), out=out[f"{first}.weight"])
-    torch.sum(by_head, 1, out=out[f"{first}.bias"])
     images = x.view(len(x), -1, query.shape[1])
     of_weights = torch.bmm(torch.bmm(by_head, stack[f"{first}.weight"]).transpose(0, 1), images.transpose(1, 2))
     of_scores = weights * (of_weights - (weights * of_weights).sum(2, keepdim=True))
-    torch.sum(torch.bmm(of_scores, images), 0, out=out[QUERY])
-    out[QUERY].div_(math.sqrt(query.shape[1]))
+    return {
+        f"{first}.weight": torch.bmm(by_head.transpose(1, 2), pooled.transpose(0, 1)),
+        f"{first}.bias": torch.sum(by_head, 1),
+        QUERY: torch.sum(torch.bmm(of_scores, images), 0).div_(math.sqrt(query.shape[1])),
+    }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from virb.data.images import ImageList, Samples
-from virb.data.loader import load_batches
+from virb.data.loader import Kept, load_batches, on_device
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.errors import BadImage, ViRBError
@@ -80,8 +80,10 @@ def encoded_rows(
     device: torch.device,
     options: PassOptions,
     memory: Memory | None = None,
+    kept: Mapping[Geometry, Kept] | None = None,
 ) -> EncodedRows:
-    """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers.
+    """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers. ``kept``: images
+    that are decoded already.
 
     Reading an image that cannot be decoded, or a value that is not finite, raises: who wants to go on without them asks beforehand.
     """
@@ -90,7 +92,9 @@ def encoded_rows(
     def read(rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
         found: list[torch.Tensor] = []
         try:
-            for batch in load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, on_bad_image="error"):
+            pin = device.type == "cuda"
+            batches = load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, "error", None, pin, kept)
+            for batch in on_device(batches, device):
                 found += encode(encoder, batch.pixels[geometry], [request], device, options, memory)[request]
         except BadImage as error:
             raise BadImage(f"{error}{_BAD_IMAGE_HINT}") from error
@@ -126,6 +130,7 @@ class ImageBatches:
         encoder: Encoder,
         device: torch.device,
         threads: int,
+        kept: Mapping[Geometry, Kept] | None = None,
     ) -> None:
         counts = set(np.diff(samples.row_offsets)[chosen].tolist())
         if len(counts) > 1:
@@ -135,6 +140,7 @@ class ImageBatches:
         self._per_sample = counts.pop() if counts else 1
         self._images, self._samples, self._chosen = images, samples, chosen
         self._geometry, self._encoder, self._device, self._threads = geometry, encoder, device, threads
+        self._kept = kept
         self.targets = None if target is None else pick_targets(samples.targets[target], chosen)
         self.units = samples.units[chosen]
         self.sample_ids = samples.ids[chosen]
@@ -143,14 +149,15 @@ class ImageBatches:
         return len(self._chosen)
 
     def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
-        order = np.arange(len(self)) if order is None else order
-        for begin in range(0, len(order), batch_size):
+        order = np.arange(len(self)) if order is None else np.asarray(order)
+        rows = np.concatenate([np.zeros(0, np.int64), *(self._samples.rows(int(self._chosen[i])) for i in order)])
+        at_once, pin = batch_size * self._per_sample, self._device.type == "cuda"
+        # One load for all batches: its threads decode the next ones while the probe is at work on this one.
+        loaded = load_batches(self._images, rows, (self._geometry,), at_once, self._threads, "error", None, pin, self._kept)
+        for begin, batch in zip(range(0, len(order), batch_size), on_device(loaded, self._device), strict=True):
             part = order[begin : begin + batch_size]
-            rows = np.concatenate([self._samples.rows(int(self._chosen[i])) for i in part])
-            pixels: list[torch.Tensor] = []
-            for loaded in load_batches(self._images, rows, (self._geometry,), len(rows), self._threads, on_bad_image="error"):
-                pixels += list(loaded.pixels[self._geometry])
-            images = self._encoder.prepare(torch.stack(pixels).to(self._device))
+            pixels = batch.pixels[self._geometry]
+            images = self._encoder.prepare(torch.stack(pixels) if isinstance(pixels, list) else pixels)
             if self._per_sample > 1:
                 images = images.reshape(len(part), self._per_sample, *images.shape[1:])
             yield Batch(part, images, [] if self.targets is None else [self.targets[int(i)] for i in part])

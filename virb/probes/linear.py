@@ -96,7 +96,8 @@ class GradientProbe:
                 if data.report is not None and outcome.head is not None and (name == chosen or settings.selection != "val"):
                     outcome.report = predict(outcome.head, data.report, settings.test_batch_size, settings.loss)
             runs.append(Run(seed, outcomes, chosen))
-        return Outcome(runs, chosen, index_lists=data.index_lists, selected_on=data.selected_on, notes=data.notes)
+        notes = data.notes + list(dict.fromkeys(trainings.notes))
+        return Outcome(runs, chosen, index_lists=data.index_lists, selected_on=data.selected_on, notes=notes)
 
 
 @register_probe
@@ -138,6 +139,7 @@ class _Trainings:
     def __init__(self, context: Context, save_every_s: float, total: int) -> None:
         self._context, self._save_every_s, self._total = context, save_every_s, total
         self._before = 0
+        self.notes: list[str] = []
 
     def run(
         self,
@@ -162,9 +164,11 @@ class _Trainings:
             score,
             recipe,
             self._context.device,
+            cores=self._context.cores,
             on_epoch=on_epoch,
             checkpoint=None if scratch is None else scratch / f"{name}.pt",
             save_every_s=self._save_every_s,
+            notes=self.notes,
         )
         self._before += recipe.epochs
         return trained

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from virb.errors import UserError, ViRBError
+from virb.features.ahead import read_ahead
 from virb.probes.base import Features, RoleData
 
+_CPU = torch.device("cpu")
 _CHECK_ROWS = 4096  # samples read at once when features are checked
 
 
@@ -26,11 +30,22 @@ class Split:
     def __len__(self) -> int:
         return sum(len(chosen) for _, chosen in self.parts)
 
+    @cached_property
+    def index_device(self) -> torch.device:
+        """Where positions are best kept: where features in device memory are, so that no step sends numbers from the host."""
+        features, _ = self.parts[0]
+        return getattr(features, "index_device", _CPU) if len(self.parts) == 1 else _CPU
+
+    @cached_property
+    def _chosen(self) -> Tensor:
+        return self.parts[0][1].to(self.index_device)
+
     def features(self, positions: Tensor) -> Tensor:
-        """(B, D) float32, all images of a sample concatenated in order; ``positions`` is int64 on the CPU."""
+        """(B, D) float32, all images of a sample concatenated in order; ``positions`` is int64, wherever it is."""
         if len(self.parts) == 1:
-            features, chosen = self.parts[0]
-            return features.gather(chosen[positions]).flatten(1)
+            features, _ = self.parts[0]
+            return features.gather(self._chosen[positions.to(self.index_device)]).flatten(1)
+        positions = positions.cpu()
         out: Tensor | None = None
         start = 0
         for features, chosen in self.parts:
@@ -42,9 +57,16 @@ class Split:
             start += len(chosen)
         return out if out is not None else self.parts[0][0].gather(positions[:0]).flatten(1)
 
+    def batches(self, chunks: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Each chunk of positions with its features, which are read ahead where that takes long."""
+        slow: list[Any] = [features for features, _ in self.parts if getattr(features, "reads_ahead", False)]
+        if slow:
+            return read_ahead(self.features, chunks, slow[0].device)
+        return ((positions, self.features(positions)) for positions in chunks)
+
     def chunks(self, size: int) -> Iterator[Tensor]:
         """All positions in order, ``size`` at a time; the last chunk may be shorter."""
-        return iter(torch.arange(len(self)).split(size)) if len(self) else iter(())
+        return iter(torch.arange(len(self), device=self.index_device).split(size)) if len(self) else iter(())
 
     def set_epoch(self, epoch: int) -> None:
         """Turns to the augmented view of this epoch (0-based), where features have several."""

@@ -34,21 +34,35 @@ class Tally:
     def __init__(self, names: Sequence[str], n_heads: int, n_outputs: int, device: torch.device) -> None:
         self.metrics: list[Metric] = [find_metric(name) for name in names]
         self._top_k = max((_TOP_K.get(name, 1) for name in names if name in _TOP_K or name == _BY_CLASS), default=0)
-        self._samples = 0
+        self._n_heads = n_heads
+        self._samples = torch.zeros(1, dtype=torch.int64, device=device)
         self._hits = {name: torch.zeros(n_heads, dtype=torch.int64, device=device) for name in names if name in _TOP_K}
         if _BY_CLASS in names:
             self._class_hits = torch.zeros(n_outputs, n_heads, dtype=torch.int64, device=device)
             self._class_samples = torch.zeros(n_outputs, dtype=torch.int64, device=device)
-        self._host: dict[str, list[np.ndarray | float]] = {
-            metric.name: [0.0] * n_heads for metric in self.metrics if metric.name not in _TOP_K and metric.name != _BY_CLASS
-        }
-        self._kept: dict[str, list[list[Statistics]]] = {m.name: [[] for _ in range(n_heads)] for m in self.metrics if m.weighted}
+        self._clear_host()
+
+    @property
+    def on_device(self) -> bool:
+        """Whether all is counted on the device: then ``update`` is a fixed list of kernels on tensors that stay where they are."""
+        return not self._host
+
+    def clear(self) -> None:
+        """Back to nothing, in the same tensors."""
+        for tensor in self.sums():
+            tensor.zero_()
+        self._clear_host()
+
+    def _clear_host(self) -> None:
+        own = [metric for metric in self.metrics if metric.name not in _TOP_K and metric.name != _BY_CLASS]
+        self._host: dict[str, list[np.ndarray | float]] = {metric.name: [0.0] * self._n_heads for metric in own}
+        self._kept: dict[str, list[list[Statistics]]] = {m.name: [[] for _ in range(self._n_heads)] for m in own if m.weighted}
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Adds a batch: outputs (B, K, C), targets (B,)."""
         self._samples += len(outputs)
         if self._top_k:
-            rank = _rank(outputs, targets) if self._top_k > 1 else (outputs.argmax(-1) != targets[:, None]).long()
+            rank = rank_of_target(outputs, targets, self._top_k)
             for name, hits in self._hits.items():
                 hits += (rank < min(_TOP_K[name], outputs.shape[-1])).sum(0)
             if _BY_CLASS in [metric.name for metric in self.metrics]:
@@ -67,16 +81,17 @@ class Tally:
     def sums(self) -> list[Tensor]:
         """What is on the device, to be read together with other numbers; ``values`` takes what was read."""
         by_class = [self._class_hits, self._class_samples] if hasattr(self, "_class_hits") else []
-        return [*self._hits.values(), *by_class]
+        return [self._samples, *self._hits.values(), *by_class]
 
     def values(self, numbers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Metric name -> (K,) float64, NaN where there is nothing to say."""
-        hits = dict(zip(self._hits, numbers, strict=False))
+        samples = numbers[0][0] if len(numbers) else 0
+        hits = dict(zip(self._hits, numbers[1:], strict=False))
         result = {}
         for metric in self.metrics:
             if metric.name in hits:
                 counted = hits[metric.name]
-                sums = np.stack([counted, np.full_like(counted, self._samples)], -1)[:, None]
+                sums = np.stack([counted, np.full_like(counted, samples)], -1)[:, None]
             elif metric.name in self._kept:
                 whole = [metric.of(Statistics.concatenate(parts)) if parts else None for parts in self._kept[metric.name]]
                 result[metric.name] = np.array([np.nan if value is None else value for value in whole])
@@ -90,8 +105,25 @@ class Tally:
         return result
 
 
+def rank_of_target(outputs: Tensor, targets: Tensor, most: int) -> Tensor:
+    """How many classes stand before the true one, (B, K); what is ``most`` or more may be any such number."""
+    if outputs.device.type == "cpu":
+        return _rank_on_host(outputs, targets)
+    return _rank(outputs, targets) if most > 1 else (outputs.argmax(-1) != targets[:, None]).long()
+
+
 def _rank(outputs: Tensor, targets: Tensor) -> Tensor:
-    """How many classes stand before the true one: (B, K)."""
+    """A tie goes to the lower class."""
     own = outputs.gather(-1, targets.view(-1, 1, 1).expand(-1, outputs.shape[1], 1))
     before = torch.arange(outputs.shape[-1], device=outputs.device) < targets.view(-1, 1, 1)
     return ((outputs > own) | ((outputs == own) & before)).sum(-1)
+
+
+def _rank_on_host(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Several times faster on CPUs, where comparisons that give floats are done many at a time and those that give booleans (like the
+    arg max) one by one. Ties are looked for, and only then broken."""
+    own = outputs.gather(-1, targets.view(-1, 1, 1).expand(-1, outputs.shape[1], 1))
+    flags = torch.empty_like(outputs)
+    if bool((torch.eq(outputs, own, out=flags).sum(-1) > 1).any()):
+        return _rank(outputs, targets)
+    return torch.gt(outputs, own, out=flags).sum(-1)

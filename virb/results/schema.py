@@ -229,7 +229,10 @@ class Job(Record):
     streamed: bool = False
     notes: list[str] = Field(default_factory=list)
     error: JobError | None = None
-    tier: str | None = Field(None, description="where the working copy of the features was: device, host, mapped or streamed")
+    tier: str | None = Field(
+        None,
+        description="where the working copy of the features was: device, host, mapped or streamed; and if straight from the pass",
+    )
     timings: list[Timing] = Field(default_factory=list)
     provenance: Provenance
 
@@ -243,10 +246,12 @@ class RunOptions(Record):
     out: str = "out"
     data_root: str = "data"
     cache_dir: str | None = None
+    local_cache: str | None = None
     cache_budget: str = "80%"
     no_cache: bool = False
     devices: list[str] = Field(default_factory=lambda: ["cpu"])
     precision: str = "float32"
+    compile: bool = False
     input_size: int | None = None
     protocol: str | None = None
     num_workers: int | None = None
@@ -262,7 +267,10 @@ class RunRecord(Record):
     schema_version: Literal[1] = 1
     files: dict[str, str] = Field(default_factory=dict, description="every file as it was read")
     options: RunOptions = Field(default_factory=RunOptions, description="the command line, resolved")
-    plan: dict[str, Any] = Field(default_factory=dict, description="jobs, passes, geometries, sizes")
+    plan: dict[str, Any] = Field(
+        default_factory=dict, description="jobs, passes, geometries, sizes; images decoded, as counted in the decoder"
+    )
+    profile: dict[str, Any] = Field(default_factory=dict, description="where the time went: seconds of the workers by stage, rates")
     done: list[str] = Field(default_factory=list, description="<encoder>/<label>")
     skipped: list[str] = Field(default_factory=list)
     failed: dict[str, str] = Field(default_factory=dict, description="<encoder>/<label>: message")

@@ -1,11 +1,13 @@
 """Which devices a run uses, and how a worker sets itself up on one.
 
-A CPU worker computes with one thread, whatever the number of workers: so numbers do not depend on it. ``cpu`` means a worker per core.
+Every product on a CPU is computed by one thread, whatever the number of workers: so numbers do not depend on it. ``cpu`` means a worker
+per core; a worker that has several cores for itself gives them products of their own.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from virb.errors import UserError
 from virb.io import available_cores
@@ -52,6 +54,13 @@ def set_up(device: str) -> None:
         # float32 means float32: TF32 is asked for by name (--precision), never silently on.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
+
+
+def cores_of_worker(devices: Sequence[str], n_jobs: int) -> int:
+    """How many cores a CPU worker may keep busy: its share of the machine. Workers that there is no job for leave theirs to the others."""
+    if devices[0] != "cpu":
+        return 1
+    return max(1, available_cores() // max(1, min(len(devices), n_jobs)))
 
 
 def resolve_precision(text: str, device: str) -> str:

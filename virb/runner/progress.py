@@ -68,10 +68,11 @@ class Progress:
         self.slots = [_Slot() for _ in plan.settings.devices]
         self.names = worker_names(plan.settings.devices)
         self.rows = 0
-        self.rows_total = plan.rows_to_decode
+        self.rows_total = plan.rows_in_passes
         self.jobs_done = 0
         self.jobs_failed = 0
         self.decode_seconds = self.encode_seconds = 0.0
+        self.busy = [0.0] * len(self.slots)  # seconds of each worker
 
     def started(self, slot: int, unit: Unit) -> None:
         self.slots[slot] = _Slot(unit, since=time.monotonic())
@@ -81,21 +82,23 @@ class Progress:
         here.phase, here.done, here.total = phase, done, total
 
     def finished(self, slot: int, unit: Unit, report: UnitReport) -> None:
+        self.busy[slot] += time.monotonic() - self.slots[slot].since
         self.slots[slot] = _Slot()
         self.rows += report.counts.get("rows", 0)
         self.decode_seconds += report.seconds.get("decode", 0.0)
         self.encode_seconds += report.seconds.get("encode", 0.0)
         for note in report.notes:
             self.say(note)
-        if unit.kind != "pass":
+        if unit.is_job:
             self.jobs_done += 1
             self.say(f"done    {unit.title}   {report.summary}   ({self._count()})")
 
     def failed(self, unit: Unit, reason: str) -> None:
-        for slot in self.slots:
+        for number, slot in enumerate(self.slots):
             if slot.unit is unit:
+                self.busy[number] += time.monotonic() - slot.since
                 slot.unit = None
-        if unit.kind == "pass":
+        if not unit.is_job:
             return  # the jobs that needed it say so
         self.jobs_failed += 1
         self.say(f"failed  {unit.title}   {(reason.splitlines() or ['?'])[0]}   ({self._count()})")

@@ -293,7 +293,7 @@ def _skeleton(facts: JobFacts, status: Any) -> schema.Job:
             finished=utc_now(),
             device=facts.device,
             seeds=list(task.seeds),
-            precision=settings.precision,
+            precision=settings.precision_text,
             command=list(settings.command),
             config_text=context.provenance.get(f"text {task.label}"),
         ),

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from virb.errors import UserError, ViRBError
 from virb.features.cache import FeatureCache
+from virb.features.local_copies import local_copies
+from virb.features.uses import Use, tidy
 from virb.io import Held, Lease, can_write, clean_temporaries, make_folder
 from virb.plan.geometry import size_in_pixels
 from virb.plan.graph import Graph, Unit
-from virb.plan.jobs import Job, Plan, RunSettings
-from virb.plan.units import SCRATCH
+from virb.plan.jobs import Draft, Job, Plan, RunSettings
+from virb.plan.stores import possible_stores
+from virb.plan.units import SCRATCH, assemble
 from virb.probes.linear import GradientProbe
 from virb.results.environment import provenance, utc_now
 from virb.results.schema import RunOptions, RunRecord
 from virb.results.store import JOB, missing_heads, read_job, write_run
 from virb.results.tables import write_csv
 from virb.runner.local import run_units
+from virb.runner.profile import Profile, make_profile, profile_record
 from virb.runner.progress import make_progress
 from virb.runner.records import record_failure
 from virb.runner.worker import make_doer
@@ -38,6 +42,7 @@ class RunSummary:
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     decoded: int = 0
+    profile: Profile | None = None
 
     @property
     def exit_code(self) -> int:
@@ -61,19 +66,37 @@ def claim_if_writable(out: Path) -> AbstractContextManager[Lease | None]:
     return claim(out) if can_write(out) else nullcontext()
 
 
-def execute(plan: Plan, console: Any, texts: Mapping[str, str] | None = None, lease: Lease | None = None) -> RunSummary:
-    """Runs the plan. The caller may hold the lease already (it planned under it)."""
-    with lease or claim(plan.settings.out):
-        return _execute(plan, console, texts or {})
-
-
-def _execute(plan: Plan, console: Any, texts: Mapping[str, str]) -> RunSummary:
-    settings = plan.settings
+@contextmanager
+def planned(draft: Draft) -> Iterator[tuple[Plan, Use | None]]:
+    """The plan of a draft. Where it counts on what is cached already, nobody removes that meanwhile."""
+    plan = assemble(draft)
     cache = FeatureCache(plan.context.cache_folder)
-    clean_up(settings.out, cache.folder)
-    if not settings.no_cache:
-        shutil.rmtree(settings.out / SCRATCH, ignore_errors=True)  # the features of a killed run with --no_cache
-    cache.check_writable()
+    if plan.to_do and cache.folder.is_dir() and can_write(cache.folder) and not draft.settings.no_cache:
+        with Use(cache, {*draft.entries, *possible_stores(draft)}, str(draft.settings.out)) as use:
+            yield assemble(draft), use  # again, for somebody may have removed entries before they were in use
+    else:
+        yield plan, None
+
+
+def execute(
+    plan: Plan, console: Any, texts: Mapping[str, str] | None = None, lease: Lease | None = None, use: Use | None = None
+) -> RunSummary:
+    """Runs the plan. The caller may hold the lease already, and use the cache (it planned under both)."""
+    settings = plan.settings
+    with lease or claim(settings.out):
+        cache = FeatureCache(plan.context.cache_folder)
+        clean_up(settings.out, cache.folder)
+        if not settings.no_cache:
+            shutil.rmtree(settings.out / SCRATCH, ignore_errors=True)  # the features of a killed run with --no_cache
+        cache.check_writable()
+        tidy(cache)
+        used = {*plan.context.entries, *(store.key for stores in plan.context.stores.values() for store in stores.values())}
+        with use or Use(cache, used, str(settings.out)) as here, local_copies(settings.local_cache, here.name):
+            return _execute(replace(plan, context=replace(plan.context, use=here.name)), cache, console, texts or {})
+
+
+def _execute(plan: Plan, cache: FeatureCache, console: Any, texts: Mapping[str, str]) -> RunSummary:
+    settings = plan.settings
     graph = Graph(plan.units)
     summary = RunSummary(skipped=list(plan.done))
     began = time.monotonic()
@@ -82,13 +105,13 @@ def _execute(plan: Plan, console: Any, texts: Mapping[str, str]) -> RunSummary:
         options=run_options(settings),
         plan=plan_facts(plan),
         skipped=[job.id for job in plan.done],
-        provenance=provenance(started=utc_now(), seeds=[settings.seed], precision=settings.precision, command=list(settings.command)),
+        provenance=provenance(started=utc_now(), seeds=[settings.seed], precision=settings.precision_text, command=list(settings.command)),
     )
     path = write_run(settings.out, record)
     progress = make_progress(plan, graph, console)
 
     def lost(unit: Unit, reason: str) -> None:
-        if unit.kind == "pass":
+        if not unit.is_job:
             return
         job = plan.context.jobs[unit.payload]
         summary.failed[job.id] = reason
@@ -102,14 +125,16 @@ def _execute(plan: Plan, console: Any, texts: Mapping[str, str]) -> RunSummary:
     finally:
         progress.close()
         summary.seconds = time.monotonic() - began
-        summary.done = [plan.context.jobs[unit.payload] for key in graph.done if (unit := graph.units[key]).kind != "pass"]
+        summary.done = [plan.context.jobs[unit.payload] for key in graph.done if (unit := graph.units[key]).is_job]
         summary.decoded = sum(report.counts.get("decoded", 0) for report in graph.done.values())
+        summary.profile = make_profile(graph.done.values(), progress.names, progress.busy, summary.seconds)
         finished = record.model_copy(
             update={
                 "done": [job.id for job in summary.done],
                 "failed": {name: (reason.splitlines() or ["?"])[0] for name, reason in summary.failed.items()},
                 "exit_code": code,
-                "plan": {**record.plan, "decoded_images": summary.decoded, **_stage_seconds(graph)},
+                "plan": {**record.plan, "decoded_images": summary.decoded},
+                "profile": profile_record(summary.profile),
                 "provenance": record.provenance.model_copy(update={"finished": utc_now()}),
             }
         )
@@ -141,15 +166,6 @@ def nothing_to_do(plan: Plan) -> None:
         write_csv(plan.settings.out)
     for name in (".jobs", SCRATCH):  # or before it tidied up
         shutil.rmtree(plan.settings.out / name, ignore_errors=True)
-
-
-def _stage_seconds(graph: Graph) -> dict[str, float]:
-    """Worker seconds per stage of all passes."""
-    seconds: dict[str, float] = {}
-    for report in graph.done.values():
-        for stage, value in report.seconds.items():
-            seconds[f"{stage}_seconds"] = round(seconds.get(f"{stage}_seconds", 0.0) + value, 3)
-    return seconds
 
 
 def heads_not_kept(plan: Plan) -> int:

@@ -74,6 +74,9 @@ def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str 
         options.wrong("no_cache", "keeps nothing, but --cache_dir says where to keep it; leave out one of them")
     elif cache_dir is not None and not can_write(cache_dir):
         options.wrong("cache_dir", f"{cache_dir} cannot be written; choose a folder you may write to")
+    local_cache = options.folder("local_cache")
+    if local_cache is not None and not can_write(local_cache):
+        options.wrong("local_cache", f"{local_cache} cannot be written; choose a folder you may write to")
     budget = str(options.get("cache_budget", "80%"))
     try:
         parse_budget(budget, out)
@@ -92,10 +95,12 @@ def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str 
         out=out,
         data_root=data_root or DATA_ROOT,
         cache_dir=cache_dir,
+        local_cache=local_cache,
         cache_budget=budget,
         no_cache=no_cache,
         devices=devices,
         precision=precision,
+        compile=options.switch("compile"),
         input_size=options.whole("input_size", 1),
         protocol=protocol,
         num_workers=options.whole("num_workers", 0),

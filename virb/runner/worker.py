@@ -7,18 +7,23 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from virb.data.decode import DECODED
 from virb.encoders.base import Encoder
 from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
 from virb.features.cache import FeatureCache
 from virb.features.feature_set import EncodedRows, MappedRows, Rows
+from virb.features.held import HeldEntries, HeldRows
 from virb.features.limits import encoder_limit, free_memory, weight_bytes
+from virb.features.local_copies import bring, place_of
 from virb.features.passes import Memory, PassOptions, run_slice
+from virb.features.uses import remove_entries
 from virb.io import available_cores, make_folder
 from virb.metrics.base import find_metric
 from virb.plan.graph import Unit, UnitReport
@@ -31,9 +36,11 @@ from virb.probes.selection import hold_out
 from virb.results import schema
 from virb.results.environment import utc_now
 from virb.runner.curves import Curves
-from virb.runner.devices import set_up
+from virb.runner.devices import cores_of_worker, set_up
 from virb.runner.heads import given_heads
+from virb.runner.profile import job_seconds
 from virb.runner.records import JobFacts, report_role, write_outcome
+from virb.runner.stores import PixelStores
 from virb.tasks.resolve import get_probe
 
 ENCODE_BATCH = {"cpu": 32, "cuda": 256}  # fixed per kind of device: the shape of a batch can change the last bits of its values
@@ -54,13 +61,23 @@ class _Doer:
         per_worker = max(1, available_cores() // len(settings.devices))
         threads = settings.num_workers if settings.num_workers is not None else (0 if device.type == "cpu" else min(16, per_worker))
         self.options = PassOptions(settings.numerics, ENCODE_BATCH[device.type], threads)
-        self.memory = Memory()  # what running out of memory has taught of each encoder, for all units
+        # Where one worker does all passes, it also has all slices of what they make.
+        self.held = HeldEntries(device) if len(settings.devices) == 1 else None
+        # What running out of memory has taught of each encoder, for all units.
+        self.memory = Memory(spare=self.held.clear) if self.held is not None else Memory()
+        self.pixels = PixelStores(context, self.cache)
         self._encoders: OrderedDict[str, Encoder] = OrderedDict()  # the one used last at the end
         self._limit = encoder_limit(settings.devices)
-        self._opened: dict[str, MappedRows] = {}  # entries that the job at hand has read and checked
+        self._opened: dict[str, MappedRows | HeldRows] = {}  # entries that the job at hand has read and checked, or has at hand
+        self._streaming = 0.0  # seconds that the job at hand spent on encoding what it read
 
     def __call__(self, unit: Unit, tell: Tell) -> UnitReport:
-        return self._pass(unit.payload, tell) if unit.kind == "pass" else self._job(self.context.jobs[unit.payload], tell)
+        if unit.kind == "release":
+            return UnitReport(counts={"released": len(remove_entries(self.cache, unit.payload, except_by=self.context.use))})
+        before = DECODED.value
+        report = self._pass(unit.payload, tell) if unit.kind == "pass" else self._job_with_room(self.context.jobs[unit.payload], tell)
+        report.counts["decoded"] = DECODED.value - before  # streams decode in jobs
+        return report
 
     def encoder(self, name: str, together: Collection[str] = ()) -> Encoder:
         """The encoder on this worker's device, checked to be the one that was planned. As many are kept as the plan puts into one pass;
@@ -97,10 +114,12 @@ class _Doer:
                 except ViRBError as error:
                     report.failed.update({other.key: str(error) for other in wanted if other.encoder == item.encoder})
         wanted = [item for item in wanted if item.key not in report.failed]
-        if not wanted:
+        pixels = self.pixels.of_pass(work, wanted, report.notes)
+        if not wanted and not pixels.keep:
             return report
         for item in wanted:
-            self.cache.prepare(self.context.entries[item.key].record, len(images))
+            about = {"encoder": item.encoder, "images": images.name}
+            self.cache.prepare(self.context.entries[item.key].record, len(images), about)
         total = work.stop - work.start
         done = run_slice(
             images,
@@ -111,24 +130,38 @@ class _Doer:
             self.cache,
             self.device,
             self.options,
-            lambda rows: tell("encoding", rows, total),
+            lambda rows: tell("encoding" if wanted else "decoding", rows, total),
             self.memory,
+            pixels,
+            self.held,
         )
         report.failed.update(done.failed)
         report.notes += done.notes
-        report.counts = {"decoded": done.decoded, "rows": done.rows}
-        report.seconds = done.seconds
+        report.counts = {"rows": done.rows if wanted else 0}
+        report.seconds = done.seconds if wanted else {**done.seconds, "load": 0.0}  # rates are those of images that encoders see
         return report
+
+    def _job_with_room(self, job: Job, tell: Tell) -> UnitReport:
+        """What runs out of memory while entries are held there has another try without them."""
+        try:
+            return self._job(job, tell)
+        except ViRBError as error:
+            if not isinstance(error.__cause__, torch.OutOfMemoryError) or self.held is None or not self.held.clear():
+                raise
+        torch.cuda.empty_cache()  # not in the except clause, where the error still holds the job's tensors
+        return self._job(job, tell)
 
     def _job(self, job: Job, tell: Tell) -> UnitReport:
         started, began = utc_now(), time.perf_counter()
+        entered, self._streaming = began, 0.0
         settings = self.context.settings
         scratch = make_folder(settings.out / ".jobs" / job.encoder / job.label / job.key[:16])
         curves = Curves(scratch.parent / "curves", list(job.task.configs))
         facts = JobFacts(job, self.context, str(self.device), started, curves=curves.folder)
-        context = Context(self.device, scratch, tell, curves.add)
+        cores = cores_of_worker(settings.devices, len(self.context.jobs))
+        context = Context(self.device, scratch, tell, curves.add, cores=cores)
         probe = None if job.heads else get_probe(job.task.probe)()
-        self._opened.clear()
+        self._opened = self._held_rows(job)
         self.memory.notes.clear()
         try:
             chosen = self._usable(job, facts)
@@ -153,6 +186,8 @@ class _Doer:
                 facts.streamed = True
                 outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
             facts.stage("probe", began, outcome_epochs(outcome))
+            if self._streaming:
+                facts.timings.append(schema.Timing(stage="stream", seconds=round(self._streaming, 3)))
             curves.close()  # before the record that says that everything is there
             self._add_pass_facts(job, facts)
             summary = write_outcome(facts, outcome)
@@ -164,7 +199,8 @@ class _Doer:
             curves.close()
             self._opened.clear()
         shutil.rmtree(scratch.parent, ignore_errors=True)
-        return UnitReport(summary=summary, notes=list(self.memory.notes))
+        seconds = job_seconds(facts.timings, time.perf_counter() - entered)
+        return UnitReport(summary=summary, notes=list(self.memory.notes), seconds=seconds)
 
     def _usable(self, job: Job, facts: JobFacts) -> dict[str, np.ndarray]:
         """Per role the samples that take part: all whose images decode, less those held out for selection."""
@@ -175,7 +211,9 @@ class _Doer:
             if entries and not entries[-1].streamed:
                 bad = dict(self._mapped(entries[-1].key).bad)
             elif job.task.on_bad_image == "skip":
-                bad = find_bad_images(images, np.unique(plan.samples.row_values), self.options.loader_threads)
+                known = self.pixels.bad(plan.list_id)
+                rows = np.unique(plan.samples.row_values)
+                bad = find_bad_images(images, rows, self.options.loader_threads) if known is None else known
             else:
                 bad = {}
             chosen[role] = usable_samples(plan.samples, bad, images, job.task.on_bad_image)
@@ -199,6 +237,8 @@ class _Doer:
             views = [self._rows(job, plan, key, facts) for key in plan.entries]
             tier = self._tier(views, facts)
             roles[role] = role_data(plan.samples, _visible_target(job, role), chosen[role], views, self.device, tier)
+        if facts.tier != "streamed" and self._opened and all(isinstance(rows, HeldRows) for rows in self._opened.values()):
+            facts.tier = f"{facts.tier}, straight from the pass"
         return roles
 
     def _rows(self, job: Job, plan: RolePlan, key: str, facts: JobFacts) -> Rows:
@@ -209,9 +249,29 @@ class _Doer:
         images = self.context.lists[plan.list_id]
         encoder = self.encoder(job.encoder)
         wanted = entry.wanted
-        return encoded_rows(images, wanted.geometry, wanted.request, entry.row_shape, encoder, self.device, self.options, self.memory)
+        kept = self.pixels.kept(plan.list_id)
+        rows = encoded_rows(images, wanted.geometry, wanted.request, entry.row_shape, encoder, self.device, self.options, self.memory, kept)
+        return replace(rows, encode=self._timed(rows.encode))
 
-    def _mapped(self, key: str) -> MappedRows:
+    def _timed(self, encode: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
+        """Counts the seconds that a job spends on encoding what it reads."""
+
+        def timed(rows: np.ndarray) -> Any:
+            began = time.perf_counter()
+            try:
+                return encode(rows)
+            finally:
+                self._streaming += time.perf_counter() - began
+
+        return timed
+
+    def _held_rows(self, job: Job) -> dict[str, MappedRows | HeldRows]:
+        """The job's entries where the pass left all of them in memory; else it reads all of them from the cache."""
+        needed = {key for plan in job.roles.values() for key in plan.entries if not self.context.entries[key].streamed}
+        found = {key: rows for key in needed if self.held is not None and (rows := self.held.find(key)) is not None}
+        return dict(found) if len(found) == len(needed) else {}
+
+    def _mapped(self, key: str) -> MappedRows | HeldRows:
         """A whole entry, read and checked against its checksums once a job, whoever of its roles asks."""
         if key not in self._opened:
             self._opened[key] = MappedRows(self.cache.slices(key, self.context.entries[key].n_rows))
@@ -242,6 +302,9 @@ class _Doer:
         if any(isinstance(view, EncodedRows) for view in views):
             facts.tier = "streamed"
             return "streamed"
+        if views and all(isinstance(view, HeldRows) for view in views):  # there already: little more is needed
+            facts.tier = "device" if self.device.type == "cuda" else "host"
+            return facts.tier
         need = sum(view.nbytes for view in views)
         if self.device.type == "cuda" and need < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
             tier = "device"
@@ -249,6 +312,10 @@ class _Doer:
             tier = "host"
         else:
             tier = "mapped"
+        if tier == "mapped" and (folder := self.context.settings.local_cache) is not None:
+            for key, rows in self._opened.items():
+                if isinstance(rows, MappedRows) and any(view is rows for view in views):
+                    rows.move(partial(bring, key=key, place=place_of(folder, self.context.use)))
         order = ("device", "host", "mapped", "streamed")
         facts.tier = max((facts.tier or "device", tier), key=order.index)
         return tier
@@ -265,6 +332,7 @@ class _Doer:
                 encoder,
                 self.device,
                 self.options.loader_threads,
+                self.pixels.kept(plan.list_id),
             )
             for role, plan in job.roles.items()
         }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from virb.data.images import Dataset
+from virb.data.packed import load_packed, packed_folder
 from virb.errors import UserError, did_you_mean
 from virb.sources import import_attribute
 
@@ -62,6 +63,8 @@ def load_dataset(name: str, /, root: str | Path | None = None, **options: Any) -
         for option in options:
             if option not in known:
                 raise UserError(f"dataset {name} has no option {option!r}{_suggestion(option, known)}")
+    if root is not None and (packed := packed_folder(name, Path(root))) is not None:
+        return load_packed(packed, options)
     return function(None if root is None else Path(root), **options)
 
 

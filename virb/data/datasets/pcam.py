@@ -12,6 +12,7 @@ from PIL import Image
 
 from virb.data.datasets import register_dataset
 from virb.data.datasets.common import Layout, another_version, check_classes, locate
+from virb.data.decode import DECODED
 from virb.data.images import Dataset, ImageList, Samples
 from virb.data.sequences import LazySequence, wrapped_index
 from virb.errors import BadImage, UserError
@@ -32,6 +33,7 @@ class H5Images(ImageList):
         return f"{self.file}#{i:06d}"
 
     def read(self, i: int) -> Image.Image:
+        DECODED.add()
         i = wrapped_index(i, len(self))
         try:
             return Image.fromarray(self._array()[i])

@@ -1,0 +1,155 @@
+"""What a run costs against the number of encoders, tasks, training configs and images: python benchmarks/scaling.py [--quick]
+
+Whole runs on a folder of JPEG files with one worker, planning and results included, and the most memory of a pass over N images. The
+baseline is what separate runs would cost: a run of one encoder, task and config so many times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from frame import Table, main, seconds_text, timed, times
+from jpegs import make_folder
+
+import virb
+from virb.data.images import FileImages
+from virb.data.transforms import Geometry
+from virb.features.cache import FeatureCache, slice_bounds
+from virb.features.passes import Numerics, PassOptions, Wanted, run_slice
+
+SIZE = 96
+DEPTHS = (4, 5, 6, 7)
+LR = [1e-3 * 1.2**i for i in range(64)]
+
+
+def table(quick: bool = False) -> Table:
+    n = 32 if quick else 512
+    counts = (1, 2) if quick else (1, 2, 4)
+    cuda = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_folder(root / "images", 4 * n if not quick else 2 * n)
+        make_folder(root / "images", n // 4, split="test")
+        run = _Runs(root, "cuda:0" if cuda else "cpu:1")
+        run.seconds(1, 1, 1, n // 2)  # libraries are loaded
+        one = run.seconds(1, 1, 8, n)
+        rows = [("1 encoder, 1 task, 8 configs, " + f"{n:,} images", seconds_text(one), "", "")]
+        for k in counts[1:]:
+            rows.append(_row(f"{k} encoders", run.seconds(k, 1, 8, n), one, k))
+        for k in counts[1:]:
+            rows.append(_row(f"{k} tasks on the same images", run.seconds(1, k, 8, n), one, k))
+        for k in (1, 32) if quick else (1, 32, 64):
+            rows.append(_row(f"{k} configs", run.seconds(1, 1, k, n), one, k / 8))
+        for k in counts[1:]:
+            rows.append(_row(f"{k * n:,} images", run.seconds(1, 1, 8, k * n), one, k))
+        small, large = (512, 1024) if quick else (1024, 8192)
+        peaks = [_peak(root / "images", images) for images in (small, large)]
+    rows += [
+        (f"most memory of a pass over {small:,} images", f"{peaks[0]:.0f} MiB", "", ""),
+        (
+            f"most memory of a pass over {large:,} images",
+            f"{peaks[1]:.0f} MiB",
+            f"{(peaks[1] - peaks[0]) * 1024 / (large - small):.1f} kB an image more (its pixels: {3 * SIZE * SIZE / 1024:.0f} kB)",
+            "0: independent of N",
+        ),
+    ]
+    return Table(
+        f"A run's cost, ViTs of 192 channels at {SIZE} px, {torch.cuda.get_device_name() if cuda else 'one CPU worker'}",
+        ("what", "time or memory", "against the first row", "so many separate runs"),
+        tuple(rows),
+        (
+            "an encoder more costs its arithmetic, a task more on the same images its heads, an image more its decoding and encoding",
+            "memory is that of the process above the loaded encoder (VmHWM), in a process of its own; features leave it slice by slice",
+        ),
+        gpu="" if cuda else "python benchmarks/scaling.py",
+    )
+
+
+def _row(what: str, seconds: float, one: float, separate: float) -> tuple[str, ...]:
+    return what, seconds_text(seconds), times(seconds / one), times(separate)
+
+
+class _Runs:
+    """Whole runs, each with a cache and a results folder of its own."""
+
+    def __init__(self, root: Path, devices: str) -> None:
+        self._root, self._devices, self._count = root, devices, 0
+
+    def seconds(self, encoders: int, tasks: int, configs: int, images: int) -> float:
+        self._count += 1
+        out = self._root / f"out{self._count}"
+        given = {f"vit{depth}": _encoder(depth) for depth in DEPTHS[:encoders]}
+        grid = {"optimizer": ["sgd"], "lr": LR[:configs]}
+        limits = {"data": {"root": str(self._images(images))}, "num_epochs": 20, "grid": grid}
+        wanted = {f"task{i}": {"task": "folder", "seeds": [i], **limits} for i in range(tasks)}
+        failed: dict[str, str] = {}
+
+        def run() -> None:
+            failed.update(virb.run(given, wanted, out, devices=self._devices, progress=False, cache_dir=out / "cache").failed)
+
+        seconds = timed(run)
+        if failed:
+            raise SystemExit(f"the run failed: {failed}")
+        return seconds
+
+    def _images(self, n: int) -> Path:
+        """A folder of the first n training images, as links."""
+        folder = self._root / f"images{n}"
+        for split, most in (("train", n), ("test", 10**9)):
+            for path in sorted((self._root / "images" / split).rglob("*.jpg"), key=lambda path: path.name)[:most]:
+                link = folder / split / path.parent.name / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    os.link(path, link)
+        return folder
+
+
+def _encoder(depth: int) -> dict[str, Any]:
+    args = {"width": 192, "depth": depth, "heads": 3, "patch_size": 16, "img_size": SIZE}
+    return {"arch": "vit", "weights": "random", "args": args, "input": {"size": SIZE}}
+
+
+def _peak(root: Path, n: int) -> float:
+    """MiB above the loaded encoder, in its own process, for a peak is never taken back."""
+    command = [sys.executable, __file__, "--peak", str(root), str(n)]
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once, so that it is not used again unseen
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+
+
+def measure_peak(root: Path, n: int) -> float:
+    torch.set_num_threads(1)
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
+    images = FileImages("jpegs", root, [files[i % len(files)] for i in range(n)])
+    encoder = virb.load_encoder(_encoder(4), name="vit")
+    geometry = Geometry(size=(SIZE, SIZE), resize="squash", crop="none", crop_pct=1.0, interpolation="bilinear", view=None)
+    options, wanted = PassOptions(Numerics("float32", "cpu"), 32, 1), [Wanted("vit", geometry, "embedding", "0" * 64)]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = FeatureCache(Path(folder))
+        run_slice(images, 0, 64, wanted, {"vit": encoder}, cache, torch.device("cpu"), options)  # what libraries allocate once
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+        for start, stop in slice_bounds(n):
+            run_slice(images, start, stop, wanted, {"vit": encoder}, cache, torch.device("cpu"), options)
+        return max(_resident("VmHWM") - before, 0.1)
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--peak", nargs=2)
+    options, rest = parser.parse_known_args()
+    if options.peak:
+        print(measure_peak(Path(options.peak[0]), int(options.peak[1])))
+    else:
+        main(table, __doc__, rest)

@@ -1,0 +1,213 @@
+"""Each image is decoded once, counted by the calls themselves; and features that do not fit the disk at once give the same results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_support import Bench, assert_same_results, save_images
+from PIL import Image
+
+from virb.data import decode, images
+from virb.features.cache import FeatureCache
+from virb.runner import run
+
+FOUR = (
+    "small: {arch: pixels, args: {side: 4}, input: {size: 16}}\n"
+    "finer: {arch: pixels, args: {side: 8}, input: {size: 16}}\n"
+    "large: {arch: pixels, args: {side: 4}, input: {size: 24}}\n"
+    "vit: {arch: vit, weights: random, args: {width: 24, depth: 1, heads: 1, patch_size: 8, img_size: 24}, input: {size: 24}}\n"
+)
+
+
+class Calls:
+    """Calls of the decoder, and files that Pillow opened, while units run; planning looks at a few images too."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[str] = []
+        self.opened = 0
+        self.running = False
+        read, units, open_file = images.read_rgb, run.run_units, Image.open
+
+        def counting_read(path: str) -> Image.Image:
+            self.paths += [path] * self.running
+            return read(path)
+
+        def counting_open(*arguments: Any, **options: Any) -> Any:
+            self.opened += self.running
+            return open_file(*arguments, **options)
+
+        def running_units(*arguments: Any) -> None:
+            self.running = True
+            try:
+                units(*arguments)
+            finally:
+                self.running = False
+
+        monkeypatch.setattr(images, "read_rgb", counting_read)
+        monkeypatch.setattr(run, "run_units", running_units)
+        monkeypatch.setattr(Image, "open", counting_open)
+
+
+def last_run(out: Path) -> dict[str, Any]:
+    return json.loads(max((out / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime_ns).read_text())
+
+
+def test_four_encoders_two_geometries_and_two_tasks_decode_each_image_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    bench.write(FOUR, bench.task() + bench.task("probe: mlp").replace("colours:", "again:"))
+    bench.run_well()
+    n = 42  # 30 to train on, 12 to test
+    assert sorted(calls.paths) == sorted(str(path) for path in bench.images.rglob("*.png"))
+    assert len(calls.paths) == calls.opened == n
+    record = last_run(bench.out)
+    assert record["plan"]["geometries"] == ["16px", "24px"]
+    assert len(record["done"]) == 8
+    assert record["plan"]["decoded_images"] == n
+    # Another grid reads no image.
+    calls.paths.clear()
+    bench.write(FOUR, bench.task("seeds: [1]"))
+    bench.run_well()
+    assert calls.paths == []
+    assert last_run(bench.out)["plan"]["decoded_images"] == 0
+
+
+def test_what_is_decoded_while_heads_train_counts_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    bench.write()
+    bench.run_well("--cache_budget", "0")
+    assert len(calls.paths) > 5 * 27  # every epoch anew
+    assert last_run(bench.out)["plan"]["decoded_images"] == len(calls.paths)
+    seconds = last_run(bench.out)["profile"]["worker_seconds"]
+    assert seconds["encode"] > 0
+    assert last_run(bench.out)["profile"]["bound"] is None  # no pass was made
+
+
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_a_stream_decodes_each_image_once(bench: Bench, monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
+    """Without the store: five epochs on 27 images, each followed by a look at the 3 held out, and two looks at the 12 to test on."""
+    stream = bench.task("pre_encode: false, augment: none, views: 1")
+    bench.write(tasks=stream)
+    bench.run_well("--cache_budget", "0", out=bench.folder / "without")
+    assert last_run(bench.folder / "without")["plan"]["decoded_images"] > 5 * 30
+    answer = bench.run_well(devices=devices)
+    record = last_run(bench.out)
+    assert record["plan"]["decoded_images"] == record["plan"]["images_to_decode"] == 42
+    assert any("decoded images of 2 image lists are kept" in note for note in record["plan"]["notes"])
+    assert "decoded images of 2 image lists are kept" in answer.text
+    assert bench.job()["streamed"]
+    assert_same_results(bench.folder / "without", bench.out)
+    # Another grid finds them there; so does another encoder, whose features are kept.
+    bench.write(tasks=bench.task("pre_encode: false, augment: none, views: 1, seeds: [1]"))
+    bench.run_well(devices=devices)
+    assert last_run(bench.out)["plan"]["decoded_images"] == 0
+    bench.write("other: {arch: pixels, args: {side: 3}, input: {size: 16}}\n", bench.task())
+    bench.run_well(devices=devices)
+    assert last_run(bench.out)["plan"]["decoded_images"] == 0
+    plain = bench.folder / "plain"
+    bench.run_well("--no_cache", out=plain)
+    first, second = bench.job("other"), bench.job("other", out=plain)
+    assert (first["metrics"], first["surface"]) == (second["metrics"], second["surface"])
+
+
+def test_several_streams_share_the_decoding_and_skip_the_same_bad_images(bench: Bench) -> None:
+    bad = bench.images / "train" / "red" / "004.png"
+    bad.write_bytes(b"no image")
+    tasks = bench.task("pre_encode: false, augment: none, views: 1, on_bad_image: skip")
+    bench.write(FOUR, tasks + tasks.replace("colours:", "again:"))
+    bench.run_well("--cache_budget", "0", out=bench.folder / "without")
+    bench.run_well()
+    assert last_run(bench.out)["plan"]["decoded_images"] == 42
+    assert_same_results(bench.folder / "without", bench.out)
+    assert bench.job("vit")["bad_images"]["count"] == 1
+    # Where a bad image is an error, the words are those of the decoder.
+    bench.write(tasks=bench.task("pre_encode: false, augment: none, views: 1"))
+    answer = bench.run()
+    assert answer.code == 1
+    assert f"{bad}: is not an image that can be read; repair or remove it" in answer.text
+
+
+def test_passes_that_memory_splits_decode_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write(FOUR)
+    bench.run_well(out=bench.folder / "whole")
+    for module in ("virb.runner.worker", "virb.plan.units"):
+        monkeypatch.setattr(f"{module}.weight_bytes", lambda spec: 10.0)
+        monkeypatch.setattr(f"{module}.encoder_limit", lambda devices: 15.0)
+    answer = bench.run_well("--cache_dir", str(bench.folder / "other"))
+    record = last_run(bench.out)
+    assert record["plan"]["passes"] == 8
+    assert record["plan"]["decoded_images"] == record["plan"]["images_to_decode"] == 42
+    assert "passes after the first decode none" in answer.text
+    assert_same_results(bench.folder / "whole", bench.out)
+    # Nothing of it is left.
+    assert FeatureCache(bench.folder / "other").size() == FeatureCache(bench.folder / "cache").size()
+
+
+def test_the_counter_counts_failed_tries_and_threads(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    save_images(tmp_path, {"train": 20})
+    paths = [str(path) for path in tmp_path.rglob("*.png")]
+    before = decode.DECODED.value
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode.read_rgb, paths * 5))
+    assert decode.DECODED.value - before == 5 * len(paths)
+    with pytest.raises(images.BadImage):
+        decode.read_rgb(str(tmp_path / "none.png"))
+    assert decode.DECODED.value - before == 5 * len(paths) + 1
+
+
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_rounds_of_features_give_the_same_results_in_less_room(bench: Bench, devices: str) -> None:
+    bench.write(FOUR)
+    bench.run_well(out=bench.folder / "whole")
+    whole = FeatureCache(bench.folder / "cache").size()
+    largest = 42 * 3 * 8 * 8 * 2  # of one encoder: finer
+    tight = bench.folder / "tight"
+    answer = bench.run_well("--cache_dir", str(tight), "--cache_budget", str(largest), devices=devices)
+    assert "at once: they are made in" in answer.text
+    assert_same_results(bench.folder / "whole", bench.out)
+    assert 0 < FeatureCache(tight).size() <= largest < whole
+    record = last_run(bench.out)
+    assert not any(bench.job(name)["streamed"] for name in ("small", "finer", "large", "vit"))
+    assert record["plan"]["decoded_images"] == 42 * record["plan"]["passes"] // 2  # a round decodes anew, and no epoch does
+
+
+def test_profile_stands_at_the_end_and_in_the_record(bench: Bench) -> None:
+    bench.write()
+    text = bench.run_well("--profile").text
+    profile = last_run(bench.out)["profile"]
+    assert {"decode", "encode", "write", "read", "head", "metrics", "results", "other", "idle"} <= set(profile["worker_seconds"])
+    assert sum(profile["worker_seconds"].values()) == pytest.approx(profile["wall_seconds"], rel=0.05, abs=0.02)
+    assert profile["bound"] in ("loader-bound", "encoder-bound")
+    for line in ("  encode ", "  head ", "  idle ", f"  {profile['bound']}: the loader gives "):
+        assert any(found.startswith(line) for found in text.splitlines()), text
+    assert "the loader gives" in bench.run_well("--force", "--no_cache").text
+    assert "  head " not in bench.run_well("--force").text  # the table is for who asks for it
+
+
+def test_a_job_too_large_for_memory_reads_from_copies_on_this_machine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from virb.features import feature_set
+    from virb.runner import worker
+
+    read: set[Path] = set()
+    mapped = feature_set.MappedFile
+
+    def looking(path: Path, dtype: str) -> object:
+        read.add(path)
+        return mapped(path, dtype)
+
+    monkeypatch.setattr(feature_set, "MappedFile", looking)
+    bench.write()
+    bench.run_well(out=bench.folder / "whole")
+    read.clear()
+    monkeypatch.setattr(worker, "free_memory", lambda: 0)
+    here = bench.folder / "here"
+    bench.run_well("--local_cache", str(here))
+    assert bench.job()["tier"] == "mapped"
+    assert read
+    assert all(path.is_relative_to(here) for path in read)
+    assert not list(here.iterdir())
+    assert_same_results(bench.folder / "whole", bench.out)

@@ -1,0 +1,142 @@
+"""Reading ahead gives the same batches in the same order, a little ahead and no further, and leaves no thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from virb.features import ahead
+from virb.features.ahead import MappedFile, read_ahead
+from virb.features.cache import FeatureCache, slice_bounds
+from virb.features.feature_set import MappedRows, SampleFeatures
+from virb.probes.split import Split
+
+CPU = torch.device("cpu")
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("virb-read")]
+
+
+def test_order_and_distance() -> None:
+    read: list[int] = []
+
+    def double(chunk: torch.Tensor) -> torch.Tensor:
+        read.append(int(chunk[0]))
+        return chunk * 2
+
+    found = []
+    for chunk, values in read_ahead(double, torch.arange(40).split(4), CPU, depth=2):
+        assert torch.equal(values, chunk * 2)
+        found.append(int(chunk[0]))
+        time.sleep(0.002)
+        assert len(read) <= len(found) + 2
+    assert found == list(range(0, 40, 4)) == read
+    assert threads() == []
+    assert list(read_ahead(double, [], CPU)) == []
+
+
+def test_no_thread_is_left_after_an_error_or_an_early_end() -> None:
+    def broken(chunk: torch.Tensor) -> torch.Tensor:
+        if int(chunk[0]) == 8:
+            raise ValueError("row 8")
+        return chunk
+
+    batches = read_ahead(broken, torch.arange(40).split(4), CPU)
+    assert [int(next(batches)[0][0]) for _ in range(2)] == [0, 4]
+    with pytest.raises(ValueError, match="row 8"):
+        next(batches)
+    assert threads() == []
+    batches = read_ahead(broken, torch.arange(40).split(4), CPU)
+    next(batches)
+    batches.close()
+    assert threads() == []
+
+
+class FakeCuda:
+    """Streams and events of a GPU that is not there; values that note who may use them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[tuple[str, int]] = []
+        for name, value in (("Stream", lambda device: "side"), ("stream", lambda stream: nullcontext())):
+            monkeypatch.setattr(ahead.torch.cuda, name, value)
+        monkeypatch.setattr(ahead.torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(ahead.torch.cuda, "Event", lambda: self.Event(self))
+
+    class Event:
+        def __init__(self, cuda: FakeCuda) -> None:
+            self.cuda = cuda
+
+        def record(self, stream: str) -> None:
+            self.number = [n for what, n in self.cuda.log if what == "read"][-1]
+
+    def wait_event(self, event: FakeCuda.Event) -> None:
+        self.log.append(("waited", event.number))
+
+    class Values:
+        def __init__(self, cuda: FakeCuda, number: int) -> None:
+            self.cuda, self.number = cuda, number
+
+        def record_stream(self, stream: FakeCuda) -> None:
+            assert stream is self.cuda
+            self.cuda.log.append(("guarded", self.number))
+
+    def read(self, chunk: torch.Tensor) -> FakeCuda.Values:
+        self.log.append(("read", int(chunk[0])))
+        return self.Values(self, int(chunk[0]))
+
+
+def test_on_a_gpu_each_batch_is_waited_for_and_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    for chunk, _ in read_ahead(cuda.read, torch.arange(4).split(1), torch.device("cuda:0")):  # type: ignore[arg-type]
+        cuda.log.append(("used", int(chunk[0])))
+    for number in range(4):
+        places = [cuda.log.index((step, number)) for step in ("read", "waited", "guarded", "used")]
+        assert places == sorted(places)
+    assert len(cuda.log) == 16
+
+
+def test_a_mapped_file_holds_no_file_open(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=5000).astype(np.float16)
+    (tmp_path / "values").write_bytes(values.tobytes())
+    (tmp_path / "empty").write_bytes(b"")
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else None
+    files = [MappedFile(tmp_path / "values", "float16") for _ in range(50)]
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == before
+    for file in files:
+        file.will_need(4999, 1)
+        np.testing.assert_array_equal(file.values, values)
+    assert len(MappedFile(tmp_path / "empty", "float16").values) == 0
+
+
+@pytest.mark.parametrize("batch", [7, 64, 4000])  # fewer rows than slices, more, and all
+@pytest.mark.parametrize("wide", [False, True])
+def test_mapped_and_host_give_the_same_batches(tmp_path: Path, batch: int, wide: bool) -> None:
+    random = np.random.default_rng(1)
+    values = random.normal(size=(4000, 3, 5)).astype(np.float32)
+    if wide:
+        values[700] *= 1e6  # that slice is kept in float32
+    cache = FeatureCache(tmp_path)
+    for start, stop in slice_bounds(len(values)):
+        cache.write_slice("key", start, values[start:stop], {})
+    rows = MappedRows(cache.slices("key", len(values)))
+    order = torch.from_numpy(random.permutation(4000))
+    found = {}
+    for tier in ("host", "mapped"):
+        features = SampleFeatures([rows], np.arange(4000), np.arange(4001), CPU, tier)
+        assert features.reads_ahead == (tier == "mapped")
+        split = Split("fit", ((features, torch.arange(4000)),), None)
+        found[tier] = list(split.batches(order.split(batch)))
+    for (positions, x), (expected_positions, expected) in zip(found["mapped"], found["host"], strict=True):
+        assert torch.equal(positions, expected_positions)
+        assert torch.equal(x, expected)
+        assert x.dtype == torch.float32
+    np.testing.assert_allclose(found["mapped"][0][1].numpy(), values[order[:batch]].reshape(-1, 15), rtol=1e-3)

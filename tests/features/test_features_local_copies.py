@@ -1,0 +1,73 @@
+"""Copies on a disk of this machine hold the same values, take no more room than there is, and go with their run."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from virb.features import local_copies as module
+from virb.features.cache import SLICE_ROWS, FeatureCache
+from virb.features.feature_set import MappedRows
+from virb.features.local_copies import bring, local_copies, place_of
+
+KEY = "ab" * 32
+N = SLICE_ROWS + 20
+Disk = namedtuple("Disk", "total used free")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> MappedRows:
+    cache = FeatureCache(tmp_path / "cache")
+    values = np.random.default_rng(0).standard_normal((N, 3)).astype(np.float32)
+    cache.write_slice(KEY, 0, values[:SLICE_ROWS], {})
+    cache.write_slice(KEY, SLICE_ROWS, values[SLICE_ROWS:], {})
+    (tmp_path / "here").mkdir()
+    return MappedRows(cache.slices(KEY, N))
+
+
+def test_values_are_read_from_the_copies(rows: MappedRows, tmp_path: Path) -> None:
+    before = rows.read(np.arange(N))
+    rows.move(lambda slices: bring(slices, KEY, tmp_path / "here"))
+    shutil.rmtree(tmp_path / "cache")
+    assert rows.read(np.arange(N)).equal(before)
+    assert len(list((tmp_path / "here" / KEY).glob("*.bin"))) == 2
+
+
+def test_a_copy_that_is_there_is_used_and_half_a_one_is_not(rows: MappedRows, tmp_path: Path) -> None:
+    place = tmp_path / "here"
+    rows.move(lambda slices: bring(slices, KEY, place))
+    whole, half = sorted((place / KEY).glob("*.bin"))
+    made = whole.stat().st_mtime_ns
+    half.write_bytes(half.read_bytes()[:-2])
+    again = MappedRows(FeatureCache(tmp_path / "cache").slices(KEY, N))
+    before = again.read(np.arange(N))
+    again.move(lambda slices: bring(slices, KEY, place))
+    assert again.read(np.arange(N)).equal(before)
+    assert whole.stat().st_mtime_ns == made
+
+
+def test_what_has_no_room_stays_where_it_is(rows: MappedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = SLICE_ROWS * 3 * 2
+    free = iter((first + 1000, 999 + 120))  # a tenth of the disk, 1,000 bytes, stays free
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Disk(10_000, 0, next(free)))
+    before = rows.read(np.arange(N))
+    place = tmp_path / "here"
+    rows.move(lambda slices: bring(slices, KEY, place))
+    assert [path.stat().st_size for path in (place / KEY).glob("*.bin")] == [first]
+    assert rows.read(np.arange(N)).equal(before)
+
+
+def test_copies_go_with_their_run_and_those_of_killed_runs_with_the_next(tmp_path: Path) -> None:
+    with local_copies(None, "none"):
+        pass
+    (tmp_path / "mine").mkdir()
+    killed = place_of(tmp_path, "killed")
+    killed.mkdir(parents=True)
+    (killed / "x").write_text("")
+    with local_copies(tmp_path, "one"), local_copies(tmp_path, "two"):
+        assert {path.name for path in killed.parent.iterdir() if path.is_dir()} == {"one", "two"}
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,140 @@
+"""Features that do not fit the disk at once: made in rounds, a round's jobs together, and gone before the next begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plan_support import DIGITS, PIXELS, MakePlan
+
+from virb.features.cache import FeatureCache
+from virb.plan.graph import Graph, Unit, UnitReport
+from virb.plan.jobs import Plan
+
+SMALL = {"task": "shapes-count", "data": {"n_train": 12, "n_test": 6}}
+THREE = {name: {**PIXELS, "args": {"side": side}} for name, side in (("a", 4), ("b", 5), ("c", 6))}
+
+
+def made(plan: Plan) -> dict[str, int]:
+    return {key: entry.nbytes for key, entry in plan.context.entries.items()}
+
+
+def size_of(plan: Plan, *names: str) -> int:
+    return sum(entry.nbytes for entry in plan.context.entries.values() if entry.wanted.encoder in names)
+
+
+def walk(plan: Plan) -> tuple[list[str], int, set[str]]:
+    """What one worker does, in order; the most bytes that lie on the disk at once; and what lies there in the end."""
+    graph, sizes = Graph(plan.units), made(plan)
+    order: list[str] = []
+    there: set[str] = set()
+    most = 0
+    while (unit := graph.next_ready()) is not None:
+        graph.start(unit)
+        if unit.kind == "pass":
+            there |= set(unit.outputs)
+        elif unit.kind == "release":
+            there -= set(unit.payload)
+        else:
+            assert set(unit.inputs) & sizes.keys() <= there
+        most = max(most, sum(sizes[key] for key in there))
+        order.append(unit.title if unit.is_job else unit.kind)
+        assert not graph.finish(unit, UnitReport())
+    assert graph.finished
+    return order, most, there
+
+
+def test_what_fits_is_made_at_once_and_kept(make_plan: MakePlan) -> None:
+    plan = make_plan(THREE, {"t": SMALL})
+    assert (plan.notes, {unit.kind for unit in plan.units}) == ((), {"pass", "probe"})
+    exact = make_plan(THREE, {"t": SMALL}, cache_budget=str(sum(made(plan).values())))
+    assert [unit.key for unit in exact.units] == [unit.key for unit in plan.units]
+
+
+def test_what_does_not_fit_at_once_is_made_in_rounds(make_plan: MakePlan) -> None:
+    plan = make_plan(THREE, {"t": SMALL, "u": {**SMALL, "probe": "mlp"}})
+    budget = max(size_of(plan, "a", "b"), size_of(plan, "c"))
+    assert budget < sum(made(plan).values())
+    tight = make_plan(THREE, {"t": SMALL, "u": {**SMALL, "probe": "mlp"}}, cache_budget=str(budget))
+    assert not any(entry.streamed for entry in tight.context.entries.values())
+    order, most, there = walk(tight)
+    jobs = [title for title in order if " x " in title]
+    assert {title[0] for title in jobs[:4]} == {"a", "b"}, "the jobs of one encoder share entries and stay together"
+    assert {title[0] for title in jobs[4:]} == {"c"}
+    assert most <= budget
+    assert there, "what is left in the end stays for the next run"
+    assert order.count("release") == len([unit for unit in tight.units if unit.kind == "release"]) >= 1
+    assert "at once: they are made in 2 rounds, and those of a round are removed when its last job is done" in tight.notes[0]
+
+
+def test_encoders_of_a_round_share_the_pass(make_plan: MakePlan) -> None:
+    tasks = {"d": DIGITS, "s": SMALL}
+    whole = make_plan(THREE, tasks)
+    assert whole.n_passes == 4  # two image lists of each dataset
+    sizes = {task: sum(e.nbytes for e in make_plan(THREE, {task: keys}).context.entries.values()) for task, keys in tasks.items()}
+    tight = make_plan(THREE, tasks, cache_budget=str(max(sizes.values())))
+    assert tight.n_passes == 4  # one round of each dataset, for all encoders
+    order, most, _ = walk(tight)
+    assert order.count("release") == 1
+    assert most <= max(sizes.values())
+    assert [title[-1] for title in order if " x " in title] == ["d", "d", "d", "s", "s", "s"]
+
+
+def test_a_bundle_that_is_too_large_by_itself_streams_its_largest_entry(make_plan: MakePlan) -> None:
+    one = {"a": THREE["a"]}
+    small, large = sorted(entry.nbytes for entry in make_plan(one, {"t": SMALL}).context.entries.values())
+    tight = make_plan(one, {"t": SMALL}, cache_budget=str(small + large - 1))
+    assert [entry.nbytes for entry in tight.context.entries.values() if entry.streamed] == [large]
+    assert walk(tight)[1] == small
+    streams = f"1 of 2 feature sets do not fit the cache budget ({small + large - 1}): they are encoded while heads train"
+    assert tight.notes[0] == streams
+    assert tight.notes[1:] == ("147 kB of decoded images do not fit the cache budget: images are decoded whenever they are read",)
+
+
+def test_cached_entries_take_no_room_and_are_not_released(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(THREE, {"t": SMALL}, cache_dir=tmp_path / "cache")
+    cache = FeatureCache(tmp_path / "cache")
+    kept = {key for key, entry in plan.context.entries.items() if entry.wanted.encoder == "a"}
+    for key in kept:
+        entry = plan.context.entries[key]
+        assert entry.row_shape is not None
+        cache.write_slice(key, 0, np.zeros((entry.n_rows, *entry.row_shape), np.float32), {})
+    budget = cache.size() + max(size_of(plan, "b"), size_of(plan, "c"))
+    tight = make_plan(THREE, {"t": SMALL}, cache_dir=tmp_path / "cache", cache_budget=str(budget))
+    released = {key for unit in tight.units if unit.kind == "release" for key in unit.payload}
+    assert released
+    assert not released & kept
+    assert not any(entry.streamed for entry in tight.context.entries.values())
+
+
+def test_an_eval_only_job_is_in_the_round_of_the_heads_it_scores(make_plan: MakePlan) -> None:
+    tasks: dict[str, Any] = {"train": SMALL, "score": {"task": "shapes-count", "data": {"n_train": 12, "n_test": 9}, "heads_from": "train"}}
+    plan = make_plan(THREE, tasks)
+    tight = make_plan(THREE, tasks, cache_budget=str(max(size_of(plan, name) for name in "abc")))
+    order, _, _ = walk(tight)  # which also shows that nothing waits for itself
+    assert len([title for title in order if " x " in title]) == 6
+
+
+def test_a_release_waits_for_jobs_that_fail_too() -> None:
+    units = [
+        Unit("pass", "p0", "", (), ("e",), 1.0),
+        Unit("probe", "job a", "", ("e",), ("result a",), 1.0),
+        Unit("score", "job b", "", ("result a",), ("result b",), 1.0),
+        Unit("release", "release 0", "", (), (), 0.0, ("e",), after=("job a", "job b")),
+        Unit("pass", "p1", "", (), ("f",), 1.0, after=("release 0",)),
+    ]
+    graph = Graph(units)
+    for unit in units[:2]:
+        assert graph.next_ready() is unit
+        graph.start(unit)
+        if unit.kind == "pass":
+            graph.finish(unit, UnitReport())
+    assert graph.next_ready() is None
+    assert [lost.key for lost, _ in graph.fail(units[1], "diverged")] == ["job b"]
+    for unit in units[3:]:
+        assert graph.next_ready() is unit
+        graph.start(unit)
+        graph.finish(unit, UnitReport())
+    assert graph.finished
+    assert set(graph.failed) == {"job a", "job b"}

@@ -1,0 +1,87 @@
+"""Reading ahead: the next batches are gathered, and on their way to the GPU, while a probe is at work on this one."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+_AHEAD = 2  # batches: one in use, one ready, one being read
+
+
+def read_ahead(
+    read: Callable[[torch.Tensor], torch.Tensor], chunks: Iterable[torch.Tensor], device: torch.device, depth: int = _AHEAD
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    """Each chunk with ``read(chunk)``, in order, read by one thread at most ``depth`` chunks ahead; on a GPU on a stream of its own, which
+    the current stream waits for. ``read`` should leave the interpreter to others. No thread is left when the iterator ends or is closed."""
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def fetch(chunk: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        if side is None:
+            return read(chunk), None
+        with torch.cuda.stream(side):
+            values = read(chunk)
+            arrived = torch.cuda.Event()
+            arrived.record(side)
+        return values, arrived
+
+    def taken(chunk: torch.Tensor, future: Future[tuple[torch.Tensor, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        values, arrived = future.result()
+        if arrived is not None:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(arrived)
+            values.record_stream(current)  # its memory is the other stream's, which must not use it again too early
+        return chunk, values
+
+    waiting: deque[tuple[torch.Tensor, Future[tuple[torch.Tensor, Any]]]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="virb-read")
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(fetch, chunk)))
+            if len(waiting) > depth:
+                yield taken(*waiting.popleft())
+        while waiting:
+            yield taken(*waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class MappedFile:
+    """The values of a file, mapped into memory, without holding the file open: a process may have far fewer files than slices."""
+
+    def __init__(self, path: Any, dtype: str) -> None:
+        size = np.dtype(dtype).itemsize
+        n = path.stat().st_size // size
+        kind = torch.from_numpy(np.zeros(0, dtype=dtype)).dtype
+        self.values = torch.from_file(str(path), shared=False, size=n, dtype=kind).numpy() if n else np.zeros(0, dtype=dtype)
+        self._start, self._size = self.values.ctypes.data, size
+
+    def will_need(self, first: int, count: int) -> None:
+        """Tells the system that these values are read soon: it fetches them from the disk in the background, many at a time."""
+        if _madvise is not None:
+            begin = self._start + first * self._size
+            page = begin - begin % mmap.PAGESIZE
+            _madvise(page, begin + count * self._size - page, _WILL_NEED)
+
+
+_WILL_NEED = 3  # POSIX_MADV_WILLNEED, on Linux, macOS and the BSDs
+
+
+def _find_madvise() -> Callable[[int, int, int], int] | None:
+    """The C library's, for Python's own needs a mapping that holds its file open. None where there is none."""
+    try:
+        function = ctypes.CDLL(None).posix_madvise
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    function.restype = ctypes.c_int
+    return function
+
+
+_madvise = _find_madvise()

@@ -1,0 +1,139 @@
+"""Where a run's time went: seconds of its workers by stage, and what the passes waited for.
+
+Passes tell their stages (``PassReport.seconds``), jobs theirs (``JobFacts.timings``), the launcher how long each worker was at work.
+What goes on in the background while the worker does something else is no time of the run: a loader whose threads keep up costs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from virb.plan.graph import UnitReport
+
+# In the order of the table. "decode" is waiting for images, "transfer" for their way to the device; "other" is loading encoders, starting
+# workers and all that no stage is named for.
+STAGES = {
+    "decode": "waiting for images",
+    "transfer": "moving them to the device, while encoders are at work",
+    "encode": "running encoders",
+    "write": "writing features",
+    "read": "reading features",
+    "head": "training and applying heads",
+    "metrics": "scoring, with intervals",
+    "results": "writing results",
+}
+BACKGROUND = ("transfer",)  # goes on while encoders are at work
+_OF_TIMINGS = {"read features": "read", "stream": "encode", "probe": "head", "metrics": "metrics"}
+
+
+@dataclass(frozen=True)
+class Profile:
+    wall: float  # seconds from the first unit to the last
+    workers: tuple[str, ...]
+    busy: tuple[float, ...]  # seconds, by worker
+    stages: dict[str, float] = field(default_factory=dict)  # seconds, of all workers together
+    rows: int = 0  # images that passes went over
+    loader_rate: float | None = None  # images/s of all workers, if nothing else were to be done
+    encoder_rate: float | None = None  # the same of all encoders of the passes
+
+    @property
+    def idle(self) -> float:
+        return sum(max(0.0, self.wall - busy) for busy in self.busy)
+
+    @property
+    def other(self) -> float:
+        return max(0.0, sum(self.busy) - sum(value for stage, value in self.stages.items() if stage not in BACKGROUND))
+
+    @property
+    def bound(self) -> str | None:
+        """What the passes of this run were bound by."""
+        if self.loader_rate is None or self.encoder_rate is None:
+            return None
+        return "loader-bound" if self.loader_rate < self.encoder_rate else "encoder-bound"
+
+
+def job_seconds(timings: Iterable[Any], whole: float) -> dict[str, float]:
+    """A job's seconds by stage from its timings (stage, seconds); what they leave of ``whole`` is writing results. A stream encodes while
+    its heads train: that part is not the heads'."""
+    seconds: dict[str, float] = {}
+    for timing in timings:
+        stage = _OF_TIMINGS.get(timing.stage)
+        if stage is not None:
+            seconds[stage] = seconds.get(stage, 0.0) + timing.seconds
+    if "encode" in seconds:
+        seconds["head"] = max(0.0, seconds.get("head", 0.0) - seconds["encode"])
+    return {**seconds, "results": max(0.0, whole - sum(seconds.values()))}
+
+
+def make_profile(reports: Iterable[UnitReport], workers: Sequence[str], busy: Sequence[float], wall: float) -> Profile:
+    stages: dict[str, float] = {}
+    rows, loading, computing = 0, 0.0, 0.0
+    for report in reports:
+        rows += report.counts.get("rows", 0)
+        for stage, value in report.seconds.items():
+            if stage == "load":  # of the loader itself, also in the background
+                loading += value
+            elif stage == "compute":  # of the encoders themselves, also while the worker waits for images
+                computing += value
+            else:
+                stages[stage] = stages.get(stage, 0.0) + value
+    return Profile(
+        wall=wall,
+        workers=tuple(workers),
+        busy=tuple(busy),
+        stages=stages,
+        rows=rows,
+        loader_rate=rows * len(workers) / loading if rows and loading else None,
+        encoder_rate=rows * len(workers) / computing if rows and computing else None,
+    )
+
+
+def profile_record(profile: Profile) -> dict[str, Any]:
+    """For ``runs/<time>.json``."""
+
+    def rate(value: float | None) -> float | None:
+        return None if value is None else round(value, 1)
+
+    return {
+        "wall_seconds": round(profile.wall, 3),
+        "worker_seconds": {
+            **{stage: round(profile.stages[stage], 3) for stage in STAGES if stage in profile.stages},
+            "other": round(profile.other, 3),
+            "idle": round(profile.idle, 3),
+        },
+        "workers": [
+            {"name": name, "busy_seconds": round(busy, 3), "idle_seconds": round(max(0.0, profile.wall - busy), 3)}
+            for name, busy in zip(profile.workers, profile.busy, strict=True)
+        ],
+        "bound": profile.bound,
+        "loader_images_per_second": rate(profile.loader_rate),
+        "encoder_images_per_second": rate(profile.encoder_rate),
+    }
+
+
+def bound_line(profile: Profile) -> str | None:
+    """``loader-bound: the loader gives 812 img/s, the encoders take 5,210 img/s``; None when no pass was made."""
+    if profile.bound is None:
+        return None
+    return f"{profile.bound}: the loader gives {profile.loader_rate:,.0f} img/s, the encoders take {profile.encoder_rate:,.0f} img/s"
+
+
+def profile_lines(profile: Profile) -> Iterator[str]:
+    """The table of ``--profile``."""
+    total = profile.wall * len(profile.workers)
+    rows = [(stage, profile.stages[stage], text) for stage, text in STAGES.items() if stage in profile.stages]
+    rows += [("other", profile.other, "loading encoders, starting workers"), ("idle", profile.idle, _idle_text(profile))]
+    yield f"{profile.wall:.1f} s on {len(profile.workers)} worker{'s' * (len(profile.workers) != 1)}"
+    for name, seconds, text in rows:
+        yield f"  {name:<9} {seconds:9.1f} s {100 * seconds / total if total else 0.0:5.1f} %   {text}"
+    if line := bound_line(profile):
+        yield f"  {line}"
+
+
+def _idle_text(profile: Profile) -> str:
+    if len(profile.workers) == 1:
+        return "between units of work"
+    each = (f"{name} {max(0.0, profile.wall - busy):.1f} s" for name, busy in zip(profile.workers, profile.busy, strict=True))
+    return f"waiting for others: {', '.join(each)}"
