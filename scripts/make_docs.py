@@ -307,6 +307,7 @@ COLUMN: Mapping[str, str] = {
     "reference_tolerance": "how large the difference may be",
     "reference_source": "where it was published",
     "encoder_id": "hash of what it is",
+    "encoder_step": "of a checkpoint of `virb pretrain`: how many optimizer steps it had",
     "encoder_source": "what was loaded from where",
     "virb_version": "that made the job",
     "finished": "UTC",
@@ -463,7 +464,10 @@ def _flags(command: str, *below: str) -> str:
 
 
 def flags_other() -> str:
-    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in ("run", "check", "data"))
+    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in _APART)
+
+
+_APART = ("run", "check", "data", "pretrain", "visualize")  # a place of their own
 
 
 def flags_data() -> str:

@@ -103,7 +103,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (("chekc",), "virb: no command 'chekc'; did you mean check?"),
-        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, convert, data"),
+        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, convert, data, pretrain, visualize"),
         (("--experiment_lst", "e.yaml"), "virb run: unknown option --experiment_lst; did you mean --experiment_list?"),
         (("check", "--sed=3"), "virb check: unknown option --sed=3; did you mean --seed?"),
         (("check", "--qqqq"), "virb check: unknown option --qqqq; virb check --help shows what there is"),

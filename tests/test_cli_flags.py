@@ -194,7 +194,7 @@ OTHER = {("list", "what"), ("show", "task"), ("show", "task_configs"), ("show", 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for command in COMMANDS:
-        few = {"list": ["tasks"], "show": ["x"], "convert": ["a", "b"], "data": ["list"]}.get(command, [])
+        few = {"list": ["tasks"], "show": ["x"], "convert": ["a", "b"], "data": ["list"], "visualize": ["match", "x"]}.get(command, [])
         yield command, make_parser().parse_args([command, *few]).parser
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import virb
 from virb.errors import did_you_mean
 
-COMMANDS = ("run", "check", "list", "show", "convert", "data")
+COMMANDS = ("run", "check", "list", "show", "convert", "data", "pretrain", "visualize")
 DATA_ACTIONS = ("list", "prepare", "verify", "download")
 LISTS = ("tasks", "encoders", "datasets", "probes")
 _YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   virb list  tasks
   virb show  digits
   virb data  prepare Pets --source ~/Downloads
+  virb pretrain dino --config configs/pretraining/dino_tiny_cpu.yaml
 """
 ABOUT = {
     "run": "Runs every encoder on every task and adds the results to --out. What is done already is not done again.",
@@ -29,6 +30,8 @@ ABOUT = {
     "show": "A task with the value of every setting and where it came from.",
     "convert": "Anybody's checkpoint to weights with nothing else in the file: recognised by its tensors, read without running code.",
     "data": "What tasks need on disk, and bringing it there.",
+    "pretrain": "Trains an encoder without labels; a run that was stopped goes on with the same command.",
+    "visualize": "Pictures of what methods see.",
 }
 _ABOUT_DATA = {
     "list": "What each task needs, its size, where it comes from and on which terms, and whether it is there.",
@@ -112,7 +115,15 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("--debug", action="store_true", help="show tracebacks")
 
     _data_options(_command(commands, "data", "list, prepare, verify or download datasets", _DATA_EXAMPLES))
+    # Its flags depend on the method: virb/cli/pretrain.py reads them. It stands here to be listed and suggested.
+    _command(commands, "pretrain", "train an encoder without labels: DINO, Patch-Wise DINO")
+    _visualize_options(_command(commands, "visualize", "draw which patches of two views match"))
     return parser
+
+
+def make_subparser(prog: str, about: str, epilog: str | None) -> argparse.ArgumentParser:
+    """A parser like those of all commands, for one that makes its own flags."""
+    return _Parser(prog=prog, description=about, epilog=epilog)
 
 
 def _command(commands: Any, name: str, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -146,6 +157,26 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--num_workers", type=int, metavar="N", help="threads that decode (default: one per core)")
         action.add_argument("--data_root", type=Path, metavar="FOLDER", help="where datasets lie (default: data)")
         action.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _visualize_options(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser, title="actions")
+    about = "Draws two views of an image side by side, with the patches that show the same place in one colour, and prints the pairs."
+    action = actions.add_parser("match", help="which patches of two views of an image match", description=about)
+    action.set_defaults(parser=action)
+    action.add_argument("image", metavar="IMAGE", type=Path, help="an image file")
+    action.add_argument("--out", metavar="PNG", type=Path, default=Path("matches.png"), help="the picture (default: matches.png)")
+    kinds: dict[str, Any] = {"nargs": 2, "choices": ("global", "local"), "metavar": ("FIRST", "SECOND"), "default": ("global", "local")}
+    action.add_argument("--views", **kinds, help="global or local (default: global local)")
+    action.add_argument("--sizes", nargs=2, type=int, metavar=("FIRST", "SECOND"), help="sides in pixels (default: global 224, local 96)")
+    action.add_argument("--patch_size", type=int, metavar="N", default=32, help="side of the patches in pixels (default: 32)")
+    rules = ("nearest", "linspace")
+    action.add_argument("--matching", choices=rules, metavar="RULE", default="nearest", help="nearest, or linspace as the original")
+    action.add_argument("--min_overlap", type=float, metavar="SHARE", default=0.0, help="least share of the smaller patch that is common")
+    action.add_argument("--squash", type=int, metavar="N", help="resize the image to N x N pixels first (the original: 256)")
+    action.add_argument("--seed", type=int, metavar="N", default=0, help="other views of the same image (default: 0)")
+    action.add_argument("--plain", action="store_true", help="without changes of colour and blur")
+    action.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

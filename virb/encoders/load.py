@@ -179,7 +179,12 @@ def _seal_filled(encoder: Encoder, recipe: Recipe, name: str, checkpoint: checkp
     if not told and not {"mean", "std"} <= recipe.input.keys():
         spec = encoder.spec.input.override(recipe.input)
         filled += f"; normalisation assumed: mean {_numbers(spec.mean)}, std {_numbers(spec.std)} (say input: {{mean: ..., std: ...}})"
-    return _seal(encoder, recipe, name, filled)
+    training = checkpoint.training
+    if training:
+        filled += f"; trained by {', '.join(f'{value}' if key == 'method' else f'{key} {value}' for key, value in training.items())}"
+    sealed = _seal(encoder, recipe, name, filled)
+    sealed.spec = replace(sealed.spec, training=tuple(training.items()))
+    return sealed
 
 
 def _numbers(values: Sequence[float]) -> str:

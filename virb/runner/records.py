@@ -300,10 +300,13 @@ def _skeleton(facts: JobFacts, status: Any) -> schema.Job:
     )
 
 
+_TOLD_APART = frozenset(("name", "encoder_id", "source", "n_params", "embed_dim", "input", "training"))
+
+
 def _encoder_info(planned: PlannedEncoder) -> schema.EncoderInfo:
     spec: EncoderSpec = planned.spec
     facts = asdict(spec)
-    plain = {key: facts[key] for key in facts if key not in ("name", "encoder_id", "source", "n_params", "embed_dim", "input")}
+    plain = {key: facts[key] for key in facts if key not in _TOLD_APART}
     return schema.EncoderInfo(
         name=planned.name,
         id=spec.encoder_id,
@@ -312,7 +315,7 @@ def _encoder_info(planned: PlannedEncoder) -> schema.EncoderInfo:
         embed_dim=spec.embed_dim,
         input=_jsonable(facts["input"]),
         spec=_jsonable(plain),
-        meta={**_known(planned.source), **planned.meta},
+        meta={**_known(planned.source), **dict(spec.training), **planned.meta},
     )
 
 
