@@ -138,7 +138,20 @@ TASK: Mapping[str, tuple[str, str]] = {
         "an image that cannot be decoded: `error` fails the jobs that need it; `skip` leaves its samples out and counts them",
         "on_bad_image: skip",
     ),
-    "augment": ("of training images: `crop-flip` is a random resized crop (area 8-100 %) and a flip; fixed per view", "augment: crop-flip"),
+    "augment": (
+        "of training images: `crop-flip` is a random resized crop (area 8-100 %) and a flip; `scale-crop-flip` a crop of the image at 0.5 "
+        "to 2 times its size and a flip, `scale-crop-flip-colour` the same in other colours; fixed per view, targets follow",
+        "augment: crop-flip",
+    ),
+    "windows": (
+        "pixelwise: images that are scored are seen through sliding windows of `size` at steps of `stride`, overlaps averaged, after their "
+        "shorter side was brought to `shorter` (optional)",
+        "windows: {size: 512, stride: 341, shorter: 512}",
+    ),
+    "score_size": (
+        "pixelwise: predictions meet targets in the frame of the input at this longer side, not at the target's native size",
+        "score_size: 100",
+    ),
     "num_dataset_repeats": ("ViRB 2021's name of `views`", "num_dataset_repeats: 2"),
     "views": (
         "how many augmented views are encoded and kept, epochs cycle through them; `fresh`: a new view each epoch, nothing kept. More than "
@@ -179,6 +192,7 @@ SCHEDULE: Mapping[str, str] = {
     "base_momentum": "its lowest value",
     "max_momentum": "its highest value",
     "min_lr": "the rate after the last unit",
+    "warmup": "first units, in which the rate rises to the schedule's own",
 }
 # Types that a validator widens beyond the annotation.
 TYPES = {
@@ -196,12 +210,14 @@ DEFAULTS = {
     "task": "(must be given)",
     "probe": "the task's",
     "protocol": "the task's, else `default`",
-    "test_batch_size": "the larger of `batch_size` and 1024",
+    "test_batch_size": "the larger of `batch_size` and 1024; of pixelwise tasks `batch_size`",
     "pre_encode": "`true`",
     "task_head_weights_path": "none",
     "heads_from": "the task's (mostly none)",
     "class_map": "none",
     "limit": "none: all samples",
+    "windows": "the protocol's (mostly none)",
+    "score_size": "the protocol's (mostly none: native size)",
     "data": "the task's",
     "features": "the task's (mostly `embedding`)",
     "train_encoder": "`false`",

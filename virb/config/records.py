@@ -190,6 +190,22 @@ class EncoderConfig(EncoderKeys):
         return hash(self.name)
 
 
+class WindowKeys(Strict):
+    """Sliding windows over images that are scored: ``size`` and ``stride`` in pixels of the image brought to ``shorter``, where given."""
+
+    size: Annotated[tuple[int, int], BeforeValidator(_size)]
+    stride: Annotated[tuple[int, int], BeforeValidator(_size)]
+    shorter: Count | None = None
+
+    @field_validator("stride")
+    @classmethod
+    def _no_gaps(cls, value: tuple[int, int], info: ValidationInfo) -> tuple[int, int]:
+        size = info.data.get("size")
+        if size is not None and (value[0] > size[0] or value[1] > size[1]):
+            raise ValueError(f"leaves gaps between windows of {size[0]} x {size[1]}; expected at most that")
+        return value
+
+
 class TaskSettings(Strict):
     """What the YAML schema of a task and its record share; None means not given."""
 
@@ -211,7 +227,11 @@ class TaskSettings(Strict):
     refit: bool | None = None
     train_encoder: bool | None = None
     on_bad_image: Literal["error", "skip"] | None = None
-    augment: Literal["none", "crop-flip"] | None = None
+    windows: WindowKeys | None = None  # pixelwise: scored images are seen through sliding windows
+    score_size: Count | None = (
+        None  # pixelwise: longer side, in the frame of the input, at which predictions meet targets; not given: native size
+    )
+    augment: Literal["none", "crop-flip", "scale-crop-flip", "scale-crop-flip-colour"] | None = None
 
     @field_validator("task_head_weights_path")
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import crop_box, read_rgb
+from virb.data.decode import crop_box, read_rgb, read_size
 from virb.data.sequences import LazySequence, PackedStrings, file_sizes, wrapped_index
 from virb.errors import BadImage
 
@@ -33,6 +33,11 @@ class ImageList(ABC):
     @abstractmethod
     def read(self, i: int) -> Image.Image:
         """Image ``i`` as 8-bit RGB, upright, cropped to its box. Raises BadImage, which names the file."""
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image ``i`` as ``read`` gives it, without decoding it where that is possible. Raises BadImage."""
+        image = self.read(i)
+        return image.height, image.width
 
     @abstractmethod
     def _describe(self) -> dict[str, Any]:
@@ -80,6 +85,11 @@ class FileImages(ImageList):
         path = os.path.join(self.root, self.paths[i])
         return _boxed(read_rgb(path), self.boxes, i, path)
 
+    def image_size(self, i: int) -> tuple[int, int]:
+        if self.boxes is not None:
+            return super().image_size(i)
+        return read_size(os.path.join(self.root, self.paths[i]))
+
     def _describe(self) -> dict[str, Any]:
         return {"kind": "files", "boxes": self.boxes is not None}
 
@@ -104,6 +114,9 @@ class ArrayImages(ImageList):
 
     def read(self, i: int) -> Image.Image:
         return Image.fromarray(self.array[wrapped_index(i, len(self))]).convert("RGB")
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        return self.array.shape[1], self.array.shape[2]
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "array", "shape": list(self.array.shape)}

@@ -1,4 +1,4 @@
-"""Looks whether a dataset on disk is what was published: numbers, pairs, every image decoded, images that are in two splits."""
+"""Looks whether a dataset on disk is what was published: numbers, pairs, every image decoded, every target read, images in two splits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from virb.data.datasets.common import EXTENSIONS
 from virb.data.datasets.facts import FACTS, Count
 from virb.data.images import Dataset, FileImages, ImageList
 from virb.data.prepare import split_record, stored_split
+from virb.data.verify_targets import check_targets
 from virb.errors import BadImage, UserError
 
 Tell = Callable[[str, int, int], None]  # what is read, images done, images in all
@@ -63,7 +64,8 @@ class Report:
 def verify(name: str, root: Path, *, decode: bool = True, workers: int | None = None, tell: Tell = lambda *_: None) -> Report:
     """Reads the dataset ``name`` below ``root`` as tasks do, and looks at all of it. Changes nothing.
 
-    ``decode``: every image in full, in ``workers`` threads (one per core by default), which also finds equal images.
+    ``decode``: every image in full, in ``workers`` threads (one per core by default), which also finds equal images, and every target that
+    has a value per pixel.
     """
     report = Report()
     try:
@@ -78,6 +80,8 @@ def verify(name: str, root: Path, *, decode: bool = True, workers: int | None = 
     _check_listed(dataset, report)
     if decode:
         _check_images(name, dataset, workers or os.cpu_count() or 1, tell, report)
+        for is_wrong, text, names in check_targets(dataset, workers or os.cpu_count() or 1, tell):
+            (report.wrong if is_wrong else report.know)(text, names)
     return report
 
 

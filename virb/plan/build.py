@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
 from virb.features.passes import Wanted
 from virb.io import can_write, existing_parent, hash_record
-from virb.plan.geometry import choose_geometry, own_geometry, seen_as, with_geometry
+from virb.plan.geometry import check_dense, choose_geometry, own_geometry, seen_as, with_geometry
 from virb.plan.heads import HeadSource, class_columns, head_sources
 from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
 from virb.plan.measure import Meter
@@ -180,11 +180,18 @@ class _Builder:
         roles = dict(data.roles)
         probe = get_probe(task.probe)
         if probe.shape == "features":
+            maps = [str(one) for one in encoder.spec.expand(task.features)] if getattr(probe, "reads_maps", False) else [task.features]
             for role, plan in data.roles.items():
+                if task.task.dense is not None:
+                    check_dense(geometry, task, _images_per_sample(plan))
                 seen = seen_as(task, role, geometry, self.settings)
-                roles[role] = replace(plan, entries=tuple(self._entry(encoder, g, task, plan, data) for g in seen))
+                entries = tuple(self._entry(encoder, g, task, plan, data, one) for g in seen for one in maps)
+                roles[role] = replace(plan, entries=entries, n_maps=len(maps))
                 if hasattr(probe, "check_features"):
-                    probe.check_features(role, _sample_shape(plan, self.entries[roles[role].entries[0]].row_shape))
+                    probe.check_features(role, _sample_shape(plan, self.entries[entries[0]].row_shape))
+                if hasattr(probe, "check_maps"):
+                    n_images = _images_per_sample(plan) if task.windows is None else 1
+                    probe.check_maps(task.task.dense, [self.entries[key].row_shape for key in entries[: len(maps)]], n_images)
         self.lists.update(data.images)
         return Job(
             encoder=config.name,
@@ -201,6 +208,8 @@ class _Builder:
 
     def _score_job(self, config: Config, encoder: Encoder, task: ResolvedTask, data: TaskData) -> Job:
         """Features are made as the heads know them: request and geometry are those of their training."""
+        if task.task.dense is not None:
+            raise UserError(f"heads of pixelwise tasks cannot be scored on another task yet; train {task.task.id} itself")
         if self.settings.keep_heads == "none":
             raise UserError("--keep_heads none leaves no head to score")
         trained = [job for job in self.jobs.values() if job.encoder == config.name and not job.heads]
@@ -219,7 +228,7 @@ class _Builder:
             geometry, origin = replace(first.geometry, view=None), f"heads of {first}"
         encoder.spec.check(task.features)
         (role, plan), *_ = data.roles.items()
-        roles = {role: replace(plan, entries=(self._entry(encoder, geometry, task, plan, data),))}
+        roles = {role: replace(plan, entries=(self._entry(encoder, geometry, task, plan, data, task.features),))}
         sample_width(role, _sample_shape(plan, self.entries[roles[role].entries[0]].row_shape))
         self.lists.update(data.images)
         return Job(
@@ -236,7 +245,7 @@ class _Builder:
             heads=tuple(sources),
         )
 
-    def _entry(self, encoder: Encoder, geometry: Geometry, task: ResolvedTask, plan: RolePlan, data: TaskData) -> str:
+    def _entry(self, encoder: Encoder, geometry: Geometry, task: ResolvedTask, plan: RolePlan, data: TaskData, request: str) -> str:
         """The key of the entry, which may be another task's or another encoder's of the same signature already."""
         spec, images = encoder.spec, data.images[plan.list_id]
         record = EntryRecord(
@@ -244,7 +253,7 @@ class _Builder:
             image_list_id=plan.list_id,
             geometry=geometry.record(),
             normalisation=_normalisation(encoder),
-            output=task.features,
+            output=request,
             numerics=self.settings.numerics.record(),
             format={"family": spec.family, "version": spec.format},
         )
@@ -252,10 +261,10 @@ class _Builder:
         if known is not None:  # one task streams by wish, another keeps: keep
             self.entries[record.key] = replace(known, streamed=known.streamed and task.stream)
             return record.key
-        shape, seconds = self.meter.output(encoder, geometry, task.features)
+        shape, seconds = self.meter.output(encoder, geometry, request)
         self.entries[record.key] = Entry(
             record=record,
-            wanted=Wanted(spec.name, geometry, task.features, record.key),
+            wanted=Wanted(spec.name, geometry, request, record.key),
             list_id=plan.list_id,
             n_rows=len(images),
             row_shape=shape,
@@ -278,6 +287,12 @@ class _Builder:
     def _all_done(self) -> bool:
         jobs, out = self.jobs.values(), self.settings.out
         return bool(jobs) and not self.settings.force and all(finished(out, job.encoder, job.label, job.key) for job in jobs)
+
+
+def _images_per_sample(plan: RolePlan) -> int | None:
+    """None when samples differ."""
+    rows = plan.samples.fixed_rows()
+    return None if rows is None else rows.shape[1]
 
 
 def _sample_shape(plan: RolePlan, row_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -306,6 +321,7 @@ def job_key(
             },
             "n_classes": len(data.classes) if data.classes else None,
             "task": {"id": task.task.id, "target": task.task.target, "loss": task.task.loss, "metrics": task.task.metrics},
+            **({} if task.task.dense is None else {"dense": _dense_record(task)}),
             "probe": task.probe,
             "sources": source_hash(task.modules),
             "protocol": task.protocol,
@@ -321,6 +337,11 @@ def job_key(
             "on_bad_image": task.on_bad_image,
         }
     )
+
+
+def _dense_record(task: ResolvedTask) -> dict[str, Any]:
+    windows = canonical(task.windows) if task.windows else None
+    return {"target": asdict(task.task.dense), "windows": windows, "score_size": task.score_size}  # type: ignore[arg-type]
 
 
 def _as_trained(task: ResolvedTask, source: HeadSource) -> ResolvedTask:

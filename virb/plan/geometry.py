@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from virb.config import EncoderConfig
 from virb.data.transforms import Geometry, View
 from virb.encoders.base import EncoderSpec
+from virb.errors import UserError
 from virb.plan.jobs import InMemory, RunSettings
 from virb.probes.base import FIT
 from virb.tasks.protocols import PROTOCOLS
@@ -23,7 +26,10 @@ def choose_geometry(settings: RunSettings, config: EncoderConfig | InMemory, spe
     """First of: --input_size, the experiment list's input:, what the protocol or task fixes, the encoder's own default."""
     geometry, source = own_geometry(spec), "the encoder's default"
     asked = config.input.model_dump(exclude_none=True) if config.input else {}
-    if set(asked) - {"mean", "std"}:
+    asked = {key: value for key, value in asked.items() if key not in ("mean", "std", "channels")}
+    if task.task.dense is not None and task.geometry is not None:
+        return _dense_geometry(settings, asked, task, task.geometry)
+    if asked:
         source = "the experiment list's input:"
     elif task.geometry is not None:
         geometry, source = task.geometry, _fixed_by(task)
@@ -33,6 +39,36 @@ def choose_geometry(settings: RunSettings, config: EncoderConfig | InMemory, spe
             return Geometry(size, "squash", "none", 1.0, spec.input.interpolation, None), "--input_size"
         geometry, source = replace(geometry, size=size), "--input_size"
     return geometry, source
+
+
+def _dense_geometry(settings: RunSettings, asked: Mapping[str, Any], task: ResolvedTask, geometry: Geometry) -> tuple[Geometry, str]:
+    """A pixelwise task's own geometry, in which an encoder's ``input:`` changes what it names and nothing else: images that are scored
+    pixel by pixel are seen whole, whatever an encoder's crop is elsewhere. --input_size is the shorter side, the aspect stays."""
+    source = _fixed_by(task)
+    if asked:
+        geometry, source = replace(geometry, **asked), f"{source}, with the experiment list's input:"
+    if settings.input_size and geometry.size is not None:
+        shorter = settings.input_size / min(geometry.size)
+        height, width = (round(side * shorter) for side in geometry.size)
+        geometry, source = replace(geometry, size=(height, width)), "--input_size"
+    return geometry, source
+
+
+def check_dense(geometry: Geometry, task: ResolvedTask, samples: int | None) -> None:
+    """UserError where predictions could not be brought back to the pixels of the target."""
+    if geometry.size is None:
+        raise UserError(f"{task.task.id} needs images of one size; give input: {{size: ...}}")
+    if geometry.resize != "squash" and task.windows is None:
+        how = "cut from their centre" if geometry.crop == "center" else "not resized"
+        raise UserError(f"{task.task.id} is scored on whole images, but they are {how} (input:); write resize: squash, or windows:")
+    if samples != 1 and task.augment != "none":
+        raise UserError(
+            f"{task.task.id}: samples of several images cannot be augmented, each image would be cut differently; augment: none"
+        )
+    if task.windows is not None and (samples != 1 or task.task.dense is None or task.task.dense.kind == "flow"):
+        raise UserError(f"{task.task.id}: windows are for samples of one image")
+    if task.windows is not None and task.task.dense is not None and task.task.dense.at == "view":
+        raise UserError(f"{task.task.id} is scored at the size of its input, as published; leave out windows")
 
 
 def with_geometry(task: ResolvedTask, geometry: Geometry, source: str) -> ResolvedTask:
@@ -55,7 +91,7 @@ def views(task: ResolvedTask, role: str, settings: RunSettings) -> list[View | N
     if role != FIT or task.augment == "none":
         return [None]
     count = task.num_epochs if task.views == "fresh" else int(task.views)
-    return [View(number, "crop-flip", settings.seed) for number in range(count)]
+    return [View(number, task.augment, settings.seed) for number in range(count)]  # type: ignore[arg-type]  # checked by the schema
 
 
 def geometry_text(geometry: Geometry) -> str:

@@ -93,14 +93,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class RolePlan:
-    """A role of a job: which samples of which image list, and the entries that hold their features, one per view."""
+    """A role of a job: which samples of which image list, and the entries that hold their features."""
 
     split: str
     samples: Samples
     list_id: str
-    entries: tuple[str, ...]  # empty for probes that run the encoder themselves
+    entries: tuple[str, ...]  # view by view, in each the tensors of the request; empty for probes that run the encoder themselves
     held_out: bool = False  # the selection samples are drawn from those of fit
     limited: tuple[int, ...] | None = None  # which of the split's samples these are, where ``limit`` leaves some out
+    n_maps: int = 1  # tensors of the request, each with an entry per view
+
+    def maps(self) -> list[tuple[str, ...]]:
+        """For each tensor of the request, its entries view by view."""
+        return [self.entries[place :: self.n_maps] for place in range(self.n_maps)]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from virb.data.datasets import dataset_names, load_dataset, needs_root
 from virb.data.images import Dataset, ImageList, Samples
+from virb.data.windows import WindowedImages, windowed_samples
 from virb.errors import UserError, ViRBError
 from virb.io import hash_record
 from virb.plan.jobs import RolePlan
 from virb.plan.limit import Limited, limit_split
 from virb.probes.base import FIT, REPORT_UNLABELLED, SELECT, is_labelled
 from virb.probes.selection import hold_out
-from virb.tasks.resolve import ResolvedTask
+from virb.tasks.resolve import ResolvedTask, canonical
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Datasets:
     data_root: Path
     tell: Callable[[str], None] = lambda text: None
     _known: dict[str, Dataset] = field(default_factory=dict)
+    _windows: dict[str, WindowedImages] = field(default_factory=dict)
     _held_out: set[tuple[int, str]] = field(default_factory=set)  # (samples, target), known to be possible; samples live as long as _known
 
     def task_data(self, task: ResolvedTask) -> TaskData:
@@ -60,7 +62,11 @@ class Datasets:
             plan = _role(task, dataset, role, task.task.roles[FIT] if held_out else split, held_out, limited)
             roles[role] = plan
             part = limited.get(plan.split)
-            images[plan.list_id] = dataset.lists[plan.samples.images] if part is None else part.images
+            source = dataset.lists[plan.samples.images] if part is None else part.images
+            if task.windows is not None and role != FIT:
+                plan, source = self._windowed(task, plan, source)
+                roles[role] = plan
+            images[plan.list_id] = source
         target = task.task.target
         if SELECT in roles and roles[SELECT].held_out:
             self._check_hold_out(roles[SELECT].samples, target)
@@ -70,6 +76,18 @@ class Datasets:
             ids={role: samples_id(plan.samples, target if _has_target(role) else None) for role, plan in roles.items()},
             classes=dataset.classes.get(target),
         )
+
+    def _windowed(self, task: ResolvedTask, plan: RolePlan, images: ImageList) -> tuple[RolePlan, ImageList]:
+        """The same samples, seen through sliding windows: their rows are those of a list of windows."""
+        keys = task.windows
+        if keys is None:
+            return plan, images
+        name = hash_record({"list": images.identity(), "windows": canonical(keys)})
+        if name not in self._windows:
+            self.tell(f"placing windows over {len(images):,} images of {images.name}")
+            self._windows[name] = WindowedImages(images, keys.shorter, keys.size, keys.stride)
+        windows = self._windows[name]
+        return replace(plan, samples=windowed_samples(plan.samples, windows), list_id=windows.identity()), windows
 
     def _check_hold_out(self, samples: Samples, target: str) -> None:
         """What cannot be held out is known before anything runs. Once for all tasks on these samples: ImageNet's take seconds."""

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from virb.data.placement import DenseTarget
+from virb.data.transforms import Geometry
+from virb.data.windows import WindowedImages
 from virb.errors import UserError
 from virb.metrics.base import Statistics
 from virb.sources import import_attribute
@@ -50,9 +53,29 @@ class Features(Protocol):
         """Rows of these samples (B, *shape), in compute dtype float32, on the job's device. Only when ``shape`` is not None."""
         ...
 
+    def gather_rows(self, samples: np.ndarray) -> torch.Tensor:
+        """All rows of these samples one after the other, (rows, *row shape) float32 on the job's device; samples may differ in their
+        number of rows, rows not in shape."""
+        ...
+
     def sample(self, index: int) -> list[torch.Tensor]:
         """All rows of one sample, each of its own shape: the way to read ragged features (a video's frames in order)."""
         ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How the network saw a role's images, for targets that have to follow them (masks, depth, flow)."""
+
+    views: tuple[Geometry, ...]  # epoch e shows view e modulo their number
+    canvas: tuple[int, int]  # height, width of what the network was given: the geometry's size, padded to a multiple of its patch
+    row_values: np.ndarray  # of the image list; those of sample i are row_values[row_offsets[i]:row_offsets[i + 1]]
+    row_offsets: np.ndarray
+    windows: WindowedImages | None = None  # rows are windows of larger images
+    image_size: Callable[[int], tuple[int, int]] | None = None  # height, width of the stored image of a row, where that is cheap to know
+
+    def rows(self, sample: int) -> np.ndarray:
+        return self.row_values[self.row_offsets[sample] : self.row_offsets[sample + 1]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +86,8 @@ class RoleData:
     targets: Any | None  # array of N, or a sequence read item by item for targets that do not fit in one array
     sample_ids: np.ndarray
     units: np.ndarray
+    maps: tuple[Features, ...] = ()  # one per tensor of the request, for probes that read several; ``features`` is the first
+    seen: Seen | None = None  # for tasks whose targets follow the pixels
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -82,6 +107,10 @@ class Settings:
     loss: str
     metrics: tuple[str, ...]  # the first is primary
     n_classes: int | None
+    dense: DenseTarget | None = None  # what the targets of a pixelwise task are
+    score_size: int | None = (
+        None  # pixelwise: predictions meet targets in the frame of the input, at this longer side; None: at native size
+    )
 
 
 @dataclass(frozen=True)
@@ -92,6 +121,7 @@ class Context:
     scratch: Path | None = None  # exists; survives a crash; emptied when the job is done
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None
     scalars: Callable[[str, str, float, int], None] = lambda config, tag, value, step: None  # TensorBoard: config, tag, value, step
+    encoder: Callable[[], Any] | None = None  # loads the job's encoder on the device, for heads that start from a part of it
 
 
 @dataclass(frozen=True)
@@ -142,6 +172,7 @@ class Outcome:
     index_lists: dict[str, list[int]] = field(default_factory=dict)  # hold-outs and draws (positions in ``fit``), stored with the result
     selected_on: str = "val"  # "none": no config was preferred to another by any number
     notes: list[str] = field(default_factory=list)
+    pictures: dict[int, Any] = field(default_factory=dict)  # report sample -> the chosen config's prediction, for a few of them
     draws: bool = False  # runs are draws of the fit samples, not seeds of one training: intervals are over draws x units
 
 
@@ -158,6 +189,9 @@ class Probe(Protocol):
     shape: ClassVar[Literal["features", "batches", "online"]]
     Config: ClassVar[type[BaseModel]]
 
+    # A probe that reads all tensors of a request (``pyramid``, ``tokens[3,7,11]``) says ``reads_maps = True``.
+    # ``features`` is the request that it takes where a task is answered by another probe by default.
+    # One that cannot train its chosen config again on fit + select says ``refits = False``.
     # A probe may refuse features while the run is planned (UserError), by the shape of one sample's (None: samples differ in shape):
     # @staticmethod
     # def check_features(role: str, shape: tuple[int, ...] | None) -> None
@@ -222,5 +256,5 @@ def find_probe(name: str) -> Any:
 
 
 def _load_builtin() -> None:
-    for module in ("linear", "knn", "logistic", "ncm", "fewshot", "lowshot"):
+    for module in ("linear", "knn", "logistic", "ncm", "fewshot", "lowshot", "dense"):
         importlib.import_module(f"virb.probes.{module}")

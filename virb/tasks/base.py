@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from virb.config import NAME
+from virb.data.placement import DenseTarget
 from virb.data.transforms import Geometry
 from virb.errors import UserError
 from virb.metrics.base import find_metric
@@ -38,6 +39,7 @@ class Task:
         default_factory=lambda: {"fit": "train", "select": "val", "report": "test"}
     )  # role (see virb.probes.base) -> split; a missing val is held out
     geometry: Geometry | None = None  # where the task fixes it
+    dense: DenseTarget | None = None  # what the targets are that have a value per pixel; pixelwise tasks have them
     options: Mapping[str, Any] = field(default_factory=dict)  # passed to the dataset
     defaults: Mapping[str, Any] = field(default_factory=dict)  # YAML keys (num_epochs ...), below the protocol's
     heads_from: str | None = None  # an eval-only task: the id of the task whose heads it scores
@@ -47,7 +49,13 @@ class Task:
 
 
 _TASKS: dict[str, Task] = {}
-_FAMILIES = ("virb.tasks.builtin", "virb.tasks.folder", "virb.tasks.image_level", "virb.tasks.virb2021")
+_FAMILIES = (
+    "virb.tasks.builtin",
+    "virb.tasks.folder",
+    "virb.tasks.image_level",
+    "virb.tasks.pixelwise_semantic",
+    "virb.tasks.pixelwise_structural",
+)
 
 
 def register_task(task: Task) -> Task:
@@ -86,6 +94,9 @@ def check_task(task: Task) -> None:
         raise UserError(f"the task {task.id} needs one role to report on: report or report-unlabelled")
     if not task.metrics:
         raise UserError(f"the task {task.id} has no metric")
+    if (task.level == "pixelwise") != (task.dense is not None):
+        problem = "is pixelwise, so it needs dense=DenseTarget(...)" if task.dense is None else f"has a dense target, but is {task.level}"
+        raise UserError(f"the task {task.id} {problem}; targets with a value per pixel (virb.data.placement) make a task pixelwise")
     for name in task.metrics:
         try:
             find_metric(name)

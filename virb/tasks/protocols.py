@@ -49,6 +49,11 @@ _DINO_LINEAR = {
     "init": ["normal0.01"],
 }
 
+_DENSE_SWEEP = {"optimizer": ["adamw"], "lr": [3e-4, 1e-3, 3e-3, 1e-2], "weight_decay": [1e-4], "scheduler": ["cosine"]}
+_DECODER_SWEEP = {"optimizer": ["adamw"], "lr": [1e-4, 1e-3], "weight_decay": [1e-4], "scheduler": ["cosine"]}
+# iBOT's linear segmentation of ADE20K: the maps of four blocks, 160,000 iterations of 16 crops of 512 (127 epochs of 20,210 images).
+_SLIDE = {"size": [512, 512], "stride": [341, 341], "shorter": 512}
+
 # What holds when nobody says otherwise. The batch size is global and the learning rate is never scaled with it.
 DEFAULT = Protocol(
     "default",
@@ -69,6 +74,12 @@ DEFAULT = Protocol(
         "logistic": {"grid": {"C": [float(f"1e{exponent}") for exponent in range(-6, 6)]}},
         "ncm": {"grid": {"metric": ["cosine", "euclidean"]}},
         "fewshot": {"grid": {"shots": [1, 2, 4, 8, 16]}, "seeds": [0, 1, 2, 3, 4]},
+        "dense-linear": {"grid": _DENSE_SWEEP},
+        "dense-multi": {"grid": _DENSE_SWEEP},
+        "pixelshuffle": {"grid": _DECODER_SWEEP},
+        "deeplab": {"grid": _DECODER_SWEEP},
+        "deeplab@virb2021": {"grid": _DECODER_SWEEP},
+        "siamese": {"grid": _DECODER_SWEEP},
         "lowshot": {"grid": {"C": [float(f"1e{exponent}") for exponent in range(-3, 4)]}, "seeds": [0, 1, 2]},
     },
     about="frozen features, no augmentation; a sweep of learning rates and weight decays, chosen on validation",
@@ -115,6 +126,63 @@ PROTOCOLS: dict[str, Protocol] = {
             probes={"knn": {"grid": {"k": [10, 20, 100, 200], "temperature": [0.07]}}},
             geometry=_DINO,
             about="DINO's k-NN: cosine, votes of exp(similarity / 0.07), the best of k = 10, 20, 100, 200 on the test split as published",
+        ),
+        Protocol(
+            "timet-linear",
+            values={
+                "probe": "dense-linear",
+                "features": "tokens[-1]",
+                "num_epochs": 50,
+                "batch_size": 60,
+                "selection": "test-best",
+                "score_size": 100,
+            },
+            probes={
+                "dense-linear": {
+                    "training_configs": {
+                        "sgd-lr0.01": {
+                            "optimizer": "sgd",
+                            "lr": 0.01,
+                            "momentum": 0.9,
+                            "weight_decay": 1e-4,
+                            "scheduler": {"type": "StepLR", "per": "epoch", "step_size": 20, "gamma": 0.1},
+                            "norm": "none",
+                            "loss_size": 100,
+                        }
+                    }
+                }
+            },
+            geometry=Geometry(size=(448, 448), resize="squash", crop="none", crop_pct=1.0, interpolation="bilinear", view=None),
+            about="TimeT's linear segmentation: images squashed to 448, loss and score at 100 x 100 cells, SGD over 50 epochs, the best "
+            "epoch on the reported split as published",
+        ),
+        Protocol(
+            "ibot-linear",
+            values={
+                "probe": "dense-multi",
+                "features": "pyramid",
+                "num_epochs": 127,
+                "batch_size": 16,
+                "selection": "test-last",
+                "views": "fresh",
+                "augment": "scale-crop-flip-colour",
+                "windows": _SLIDE,
+            },
+            probes={
+                "dense-multi": {
+                    "grid": {
+                        "optimizer": ["adamw"],
+                        "lr": [3e-5, 8e-5, 1e-4, 3e-4, 8e-4],
+                        "weight_decay": [0.05],
+                        "scheduler": [{"type": "Poly", "per": "step", "exponent": 1.0, "warmup": 1500}],
+                        "norm": ["none"],
+                        "loss_size": [512],
+                    }
+                }
+            },
+            geometry=Geometry(size=(512, 512), resize="squash", crop="none", crop_pct=1.0, interpolation="bilinear", view=None),
+            about="iBOT's linear segmentation of ADE20K: four maps concatenated, crops of 512 of images scaled by 0.5 to 2, sliding "
+            "windows in the test; learning rates 3e-5 to 8e-4, all scored on the reported split as published",
         ),
     )
 }

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from virb.config import TaskConfig, Where
 from virb.config.check import check
 from virb.config.grid import expand
-from virb.config.records import TaskKeys
+from virb.config.records import TaskKeys, WindowKeys
 from virb.config.tree import KeyPath, Report, dotted
 from virb.data.transforms import Geometry
 from virb.encoders.requests import Reduction, Request, Term
@@ -27,7 +27,19 @@ from virb.tasks.vocabulary import TaskVocabulary, get_probe, variant_of
 __all__ = ["ResolvedTask", "TaskVocabulary", "canonical", "get_probe", "resolve_task"]
 
 # What a protocol decides, besides features and training configs. Other keys say what is measured, by which method, or how it is computed.
-_OF_PROTOCOL = ("num_epochs", "batch_size", "selection", "seeds", "refit", "views", "augment", "on_bad_image", "limit")
+_OF_PROTOCOL = (
+    "num_epochs",
+    "batch_size",
+    "selection",
+    "seeds",
+    "refit",
+    "views",
+    "augment",
+    "on_bad_image",
+    "limit",
+    "windows",
+    "score_size",
+)
 _FLATTEN = Reduction("flatten")
 
 
@@ -54,6 +66,8 @@ class ResolvedTask:
     stream: bool  # encoded while heads train (pre_encode: false, views: fresh), never kept
     data: Mapping[str, Any]
     geometry: Geometry | None  # where the protocol or the task fixes it
+    windows: WindowKeys | None = None  # of a pixelwise task: scored images are seen through sliding windows
+    score_size: int | None = None  # of a pixelwise task: longer side at which predictions meet targets
     limit: Mapping[str, int] = field(default_factory=dict)  # split -> how many of its samples take part
     heads_path: str | None = None  # a glob of heads to score, %s being the encoder's name
     heads_from: str | None = None  # the label (or, by the task's default, the id) of the task whose heads are scored
@@ -103,6 +117,8 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
     if refit and selection != "val":
         message = f"refit: true trains again on fit + select, but selection: {selection} has no select samples"
         raise _problem(config, "refit", message)
+    if refit and not getattr(get_probe(values.probe), "refits", True):
+        raise _problem(config, "refit", f"is not available for the probe {values.probe} yet")
     return [
         ResolvedTask(
             label=config.label if len(requests) == 1 else f"{config.label}@{_label_of(request)}",
@@ -114,7 +130,8 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
             configs=configs,
             num_epochs=int(values.get("num_epochs")),
             batch_size=batch_size,
-            test_batch_size=int(values.get("test_batch_size") or max(batch_size, 1024)),
+            # Predictions of many images at native size would fill the memory.
+            test_batch_size=int(values.get("test_batch_size") or (max(batch_size, 1024) if task.dense is None else batch_size)),
             selection=str(selection),
             seeds=seeds,
             refit=refit,
@@ -124,6 +141,8 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
             stream=stream,
             data={**task.options, **(config.data or {})},
             geometry=protocol.geometry or task.geometry,
+            windows=_dense_only(config, task, "windows", values.get("windows")),
+            score_size=_dense_only(config, task, "score_size", values.get("score_size")),
             limit=dict(values.get("limit") or {}),
             heads_path=heads_path,
             heads_from=heads_from,
@@ -135,6 +154,15 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
         )
         for request in requests
     ]
+
+
+def _dense_only(config: TaskConfig, task: Task, key: str, value: Any) -> Any:
+    """The value of a key that has a meaning for pixelwise tasks alone; a protocol's is dropped elsewhere."""
+    if task.dense is not None:
+        return value
+    if key in config.explicit:
+        raise _problem(config, key, f"is for pixelwise tasks; {task.id} is {task.level}")
+    return None
 
 
 class _Values:
@@ -150,8 +178,11 @@ class _Values:
         get_probe(self.probe)  # a name that is no probe's is found here
         layer = {} if protocol is DEFAULT else _checked(f"protocol {protocol.name}", protocol.layer(self.probe))
         default = _checked("default", DEFAULT.layer(self.probe))
-        if self.probe != task.probe:  # the task's training configs are for its own probe
-            own = {key: value for key, value in own.items() if key not in ("training_configs", "grid")}
+        if self.probe != task.probe:  # the task's training configs are for its own probe, and so are features where another has its own
+            features = getattr(get_probe(self.probe), "features", None)
+            given = ("training_configs", "grid", *(["features"] if features else []))
+            own = {key: value for key, value in own.items() if key not in given}
+            default = {**default, **({"features": features} if features else {})}
         self._below = [(f"protocol {protocol.name}", layer), (f"task {task.id}", own), ("default", default)]
 
     def get(self, key: str) -> Any:
@@ -201,7 +232,8 @@ class _Values:
             changed["features"] = request
         if self._config.training_configs and not self._are_default(configs):
             changed["training_configs"] = list(configs)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
+        plain = {key: canonical(value) if isinstance(value, BaseModel) else value for key, value in changed.items()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
 def _protocol(config: TaskConfig, task: Task, override: str | None) -> Protocol:

@@ -50,7 +50,7 @@ def test_every_dataset_has_a_recipe_below_a_known_place():
         assert recipes, name
         for recipe in recipes:
             assert recipe.place in (facts.places or FACTS["imagenet"].places)
-            assert all(part.rename or part.rename_with or part.link for part in recipe.parts)
+            assert all(part.rename or part.rename_with or part.rename_for or part.link for part in recipe.parts)
             assert len({part.key for part in recipe.parts}) == len(recipe.parts)
         assert len({recipe.title for recipe in recipes}) == len(recipes)
 

@@ -232,8 +232,8 @@ def from_splits(
     return Dataset(name, lists, samples, {target: tuple(classes)}, note)
 
 
-def check_there(name: str, folder: Path, paths: Iterable[str], source: str) -> None:
-    """Every file of a list is there. Folders are listed once, which is much faster than asking for each of a million files."""
+def check_there(name: str, folder: Path, paths: Iterable[str], source: str, what: str = "images") -> None:
+    """Every file of a list (of ``what``) is there. Folders are listed once: much faster than asking for each of a million files."""
     listings: dict[str, set[str]] = {}
     missing: list[str] = []
     total = 0
@@ -249,11 +249,11 @@ def check_there(name: str, folder: Path, paths: Iterable[str], source: str) -> N
             missing.append(path)
     if missing:
         raise UserError(
-            f"{name}: {source} names {total} images, but {len(missing)} of them are not below {folder}: {some(missing)}.\n"
-            "Is the download complete, and do list and images belong together?"
+            f"{name}: {source} names {total} {what}, but {len(missing)} of them are not below {folder}: {some(missing)}.\n"
+            f"Is the download complete, and do list and {what} belong together?"
         )
     if not total:
-        raise UserError(f"{name}: {source} names no images")
+        raise UserError(f"{name}: {source} names no {what}")
 
 
 def check_apart(name: str, splits: Mapping[str, Sequence[str]]) -> None:

@@ -27,9 +27,11 @@ _CALLS: Mapping[str, tuple[str, tuple[Mapping[str, Any], ...], str]] = {
     "imagenette": ("Imagenette", ({},), ""),
     "pcam": ("PCAM", tuple({"split": split} for split in ("train", "val", "test")), ""),
     "pets": ("OxfordIIITPet", ({},), ""),
+    "pets-masks": ("OxfordIIITPet", ({},), ""),
     "places365": ("Places365", tuple({"split": split, "small": True} for split in ("train-standard", "val")), "places365"),
     "stl10": ("STL10", ({},), ""),
     "sun397": ("SUN397", ({},), ""),
+    "voc2012-masks": ("VOCSegmentation", ({"year": "2012", "image_set": "trainval"},), ""),
     "voc2007": ("VOCDetection", tuple({"year": "2007", "image_set": part} for part in ("trainval", "test")), ""),
 }
 
