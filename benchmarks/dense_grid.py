@@ -22,7 +22,7 @@ from virb.data.transforms import Geometry
 from virb.features.feature_set import EncodedRows, SampleFeatures
 from virb.probes.base import RoleData, Seen
 from virb.probes.dense_data import DenseSplit, loss_grid
-from virb.probes.dense_heads import build_head
+from virb.probes.dense_heads import MapShape, build_head
 from virb.probes.dense_losses import find_dense_loss
 from virb.probes.dense_train import DenseRecipe, train_heads
 
@@ -37,14 +37,22 @@ def split(maps: Sequence[SampleFeatures], n: int, n_classes: int, device: torch.
     return DenseSplit("fit", RoleData(maps[0], list(labels), ids, ids, tuple(maps), seen), DenseTarget("labels"), device, n_classes)
 
 
+def map_shape(features: SampleFeatures) -> MapShape:
+    channels, height, width = (features.shape or ())[-3:]
+    return channels, height, width
+
+
 def epoch_seconds(configs: dict[str, DenseConfig], data: DenseSplit, n_classes: int, device: torch.device) -> float:
-    shapes = [tuple(features.shape or ())[-3:] for features in data.role.maps]
-    grids = {name: loss_grid(data.seen, shapes[-1][1:], config.loss_size) for name, config in configs.items()}
+    shapes = [map_shape(features) for features in data.role.maps]
+    grids = {
+        name: loss_grid(data.seen, output_grid(config, shapes, n_classes), config.loss_size, config.every_output)
+        for name, config in configs.items()
+    }
     recipe = DenseRecipe(1, BATCH, BATCH, 0, "cross_entropy", ("miou",), True, only_last=True)
 
     def run() -> None:
         train_heads(
-            lambda name: build_head(configs[name], shapes, n_classes).to(device),  # type: ignore[arg-type]
+            lambda name: build_head(configs[name], shapes, n_classes).to(device),
             configs,
             data,
             None,
@@ -59,6 +67,12 @@ def epoch_seconds(configs: dict[str, DenseConfig], data: DenseSplit, n_classes: 
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
+
+
+def output_grid(config: DenseConfig, shapes: Sequence[MapShape], n_classes: int) -> tuple[int, int]:
+    head = build_head(config, shapes, n_classes).to("meta").eval()
+    found = head([torch.empty((1, *shape), device="meta") for shape in shapes])
+    return found.shape[-2], found.shape[-1]
 
 
 def features(kind: str, request: str, n: int, device: torch.device) -> list[SampleFeatures]:
@@ -78,7 +92,7 @@ def features(kind: str, request: str, n: int, device: torch.device) -> list[Samp
         return read
 
     def forward(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        with torch.inference_mode():
+        with torch.no_grad():  # heads record these for their backward
             found = encoder(encoder.prepare(pixels[torch.from_numpy(rows)].to(device)), names)
         return {name: found[name] for name in names}
 
@@ -96,8 +110,8 @@ def arithmetic(config: DenseConfig, maps: Sequence[SampleFeatures], n_classes: i
     from torch.autograd.graph import saved_tensors_hooks
     from torch.utils.flop_counter import FlopCounterMode
 
-    shapes = [tuple(one.shape or ())[-3:] for one in maps]
-    head = build_head(config, shapes, n_classes).train()  # type: ignore[arg-type]
+    shapes = [map_shape(one) for one in maps]
+    head = build_head(config, shapes, n_classes).train()
     held: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

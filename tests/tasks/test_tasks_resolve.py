@@ -209,7 +209,8 @@ def test_virb2021_is_the_published_procedure(register: Register) -> None:
 
 def test_the_runs_protocol_wins_over_the_tasks() -> None:
     assert one({"task": "digits", "protocol": "virb2021"}, protocol="default").num_epochs == 50
-    with pytest.raises(ConfigError, match="no protocol 'virb2022'; there are default, dino-knn, dino-linear, linear-sweep, virb2021"):
+    known = "default, dino-knn, dino-linear, ibot-linear, linear-sweep, timet-linear, virb2021"
+    with pytest.raises(ConfigError, match=f"no protocol 'virb2022'; there are {known}"):
         one({"task": "digits"}, protocol="virb2022")
 
 
@@ -231,9 +232,10 @@ def test_data_options_add_to_the_tasks(register: Register) -> None:
     assert one({"task": "mine", "data": {"b": 3, "c": 4}}).data == {"a": 1, "b": 3, "c": 4}
 
 
-def test_not_built_yet() -> None:
-    with pytest.raises(ConfigError, match=r"label\.task  the task NYUDepth is not available yet; virb list tasks shows those that are"):
-        one({"task": "NYUDepth"})
+def test_not_built_yet(register: Register) -> None:
+    register("mine", available=False)
+    with pytest.raises(ConfigError, match=r"label\.task  the task mine is not available yet; virb list tasks shows those that are"):
+        one({"task": "mine"})
 
 
 # Eval-only

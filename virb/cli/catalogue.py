@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from virb.cli.console import columns, note, say
@@ -161,11 +162,13 @@ def task_lines(task: ResolvedTask) -> Iterator[str]:
     """Every value of a resolved task, with where it came from."""
     from virb.plan.geometry import geometry_text
     from virb.tasks.protocols import PROTOCOLS
+    from virb.tasks.resolve import canonical
 
     yield f"{task.label}  {task.task.about or task.task.id}"
     own = f"task {task.task.id}"
     given = str(task.places["data"]) if "data" in task.places else own
-    geometry_from = f"protocol {task.protocol}" if PROTOCOLS[task.protocol].geometry else own if task.geometry else "the encoder"
+    of_protocol = task.geometry is not None and task.geometry == PROTOCOLS[task.protocol].geometry
+    geometry_from = f"protocol {task.protocol}" if of_protocol else own if task.geometry else "the encoder"
     rows = [
         ("task", task.task.id, str(task.places.get("task", "")) or own),
         ("cell", f"{task.task.level}, {task.task.kind}", own),
@@ -193,6 +196,13 @@ def task_lines(task: ResolvedTask) -> Iterator[str]:
         (key, _pairs(value) if isinstance(value, Mapping) else value or "none", origin.get(key, task.origins["heads"]))
         for key, value in values.items()
     ]
+    if task.task.dense is not None:
+        windows = "none" if task.windows is None else _text(canonical(task.windows))
+        rows += [
+            ("targets", _text({key: value for key, value in asdict(task.task.dense).items() if value is not None}), own),
+            ("windows", windows, task.origins.get("windows", "default")),
+            ("score_size", _text(task.score_size) if task.score_size else "native size", task.origins.get("score_size", "default")),
+        ]
     yield from columns(rows)
     yield from columns([(name, _config_text(config)) for name, config in task.configs.items()], indent="    ")
     if task.changed:

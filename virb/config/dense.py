@@ -20,6 +20,7 @@ class DenseConfig(OptimizerConfig):
     """
 
     depth_by_default: ClassVar[DepthOutput] = "bins"
+    every_output: ClassVar[bool] = True  # the loss has to see every output, for each is made by weights that others do not share
 
     output: Annotated[DepthOutput | None, BeforeValidator(word("direct", "bins"))] = None
     n_bins: Annotated[int, Field(ge=2, le=4096)] = 256
@@ -28,6 +29,8 @@ class DenseConfig(OptimizerConfig):
 
 class DenseLinearConfig(DenseConfig):
     """``dense-linear``: one 1x1 convolution on the last map, after a normalisation of its channels and dropout of whole channels."""
+
+    every_output: ClassVar[bool] = False
 
     norm: Literal["batch", "none"] = "batch"
     dropout: Fraction = 0.0

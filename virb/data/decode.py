@@ -49,6 +49,8 @@ def read_size(path: str) -> tuple[int, int]:
     with opened(path) as image:
         if image.format == "PNG" and not _may_be_turned(path):
             return image.height, image.width
+        if image.format == "TIFF":
+            image.load()  # Pillow turns these by itself, at some time until then
         turned = _orientation(image) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -108,9 +110,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def crop_box(image: Image.Image, box: Sequence[float] | np.ndarray) -> Image.Image:
     """The part inside (x0, y0, x1, y1) pixels, rounded as Pillow's ``crop`` does, clipped to the image; ValueError when that is empty."""
+    return image.crop(pixels_of_box(box, image.height, image.width))
+
+
+def pixels_of_box(box: Sequence[float] | np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of what ``crop_box`` takes of an image of ``height`` x ``width``."""
     x0, y0, x1, y1 = (round(float(edge)) for edge in box)
-    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height)
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if x1 <= x0 or y1 <= y0:
         edges = ", ".join(f"{float(edge):g}" for edge in box)
-        raise ValueError(f"box ({edges}) has no pixel of an image of {image.width} x {image.height}")
-    return image.crop((x0, y0, x1, y1))
+        raise ValueError(f"box ({edges}) has no pixel of an image of {width} x {height}")
+    return x0, y0, x1, y1

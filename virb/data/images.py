@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import crop_box, read_rgb, read_size
+from virb.data.decode import crop_box, pixels_of_box, read_rgb, read_size
 from virb.data.sequences import LazySequence, PackedStrings, file_sizes, wrapped_index
 from virb.errors import BadImage
 
@@ -86,9 +86,15 @@ class FileImages(ImageList):
         return _boxed(read_rgb(path), self.boxes, i, path)
 
     def image_size(self, i: int) -> tuple[int, int]:
-        if self.boxes is not None:
-            return super().image_size(i)
-        return read_size(os.path.join(self.root, self.paths[i]))
+        path = os.path.join(self.root, self.paths[i])
+        height, width = read_size(path)
+        if self.boxes is None:
+            return height, width
+        try:
+            x0, y0, x1, y1 = pixels_of_box(self.boxes[i], height, width)
+        except ValueError as error:
+            raise BadImage(f"{path}: {error}") from None
+        return y1 - y0, x1 - x0
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "files", "boxes": self.boxes is not None}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.ImageFile import ImageFile
 
 from virb.data.decode import opened
 from virb.data.placement import IGNORED
-from virb.data.png import read_png16
 from virb.errors import BadImage
 
 _UNKNOWN = -1  # in a table of raw values: not one of the list
@@ -64,7 +64,7 @@ def read_labels(path: str | Path, lut: np.ndarray | None = None) -> np.ndarray:
 
 
 def read_depth_png(path: str | Path, scale: float, invalid: Sequence[int] = (0,)) -> np.ndarray:
-    """(H, W) float32 = raw value of ``read_grey`` times ``scale``, the unit per step (1 / 256 for KITTI); NaN where it is one of ``invalid``."""
+    """(H, W) float32 = raw value of ``read_grey`` times ``scale``, the unit per step (1 / 256 for KITTI); NaN where one of ``invalid``."""
     raw = read_grey(path)
     depth = (raw * np.float64(scale)).astype(np.float32)
     for value in invalid:
@@ -76,7 +76,9 @@ def read_float_tiff(path: str | Path) -> np.ndarray:
     """(H, W) float32 of a TIFF with one channel of 32-bit floats; what is not finite is NaN."""
     with opened(path) as image:
         if image.format != "TIFF" or image.mode != "F":
-            raise BadImage(f"{path}: is a {image.format} with pixels of mode {image.mode}; expected a TIFF with one channel of 32-bit floats")
+            raise BadImage(
+                f"{path}: is a {image.format} with pixels of mode {image.mode}; expected a TIFF with one channel of 32-bit floats"
+            )
         values = np.array(image, dtype=np.float32)
     values[~np.isfinite(values)] = np.nan
     return values
@@ -87,24 +89,18 @@ def read_kitti_flow(path: str | Path, noc_path: str | Path | None = None) -> np.
 
     ``noc_path``: the file of the same image's non-occluded pixels (``flow_noc``), whose valid pixels are the visible ones; all without.
     """
-    raw = _kitti_raw(path)
+    raw = _rgb16(path)
     flow = np.empty((3, *raw.shape[:2]), dtype=np.float32)
     np.divide(raw[..., 0].astype(np.float32) - _KITTI_ZERO, _KITTI_STEPS, out=flow[0])  # exact: 16 bits of whole numbers by a power of 2
     np.divide(raw[..., 1].astype(np.float32) - _KITTI_ZERO, _KITTI_STEPS, out=flow[1])
     flow[2] = 1
     if noc_path is not None:
-        visible = _kitti_raw(noc_path)
-        check_same_size((raw.shape[0], raw.shape[1]), visible[..., 2], noc_path)
+        visible = _rgb16(noc_path)
+        if visible.shape != raw.shape:
+            raise BadImage(f"{noc_path}: has {visible.shape[:2]} pixels (height, width), but {path} has {raw.shape[:2]}")
         flow[2] = visible[..., 2] > 0
     flow[:, raw[..., 2] == 0] = np.nan
     return flow
-
-
-def _kitti_raw(path: str | Path) -> np.ndarray:
-    raw = read_png16(path)
-    if raw.shape[2] != 3:
-        raise BadImage(f"{path}: has {raw.shape[2]} channels; expected the 3 of KITTI's flow (u, v, valid)")
-    return raw
 
 
 def read_flo(path: str | Path) -> np.ndarray:
@@ -128,6 +124,22 @@ def check_same_size(image_size: tuple[int, int], target: Any, path: str | Path) 
     height, width = target.shape[-2:]
     if (height, width) != tuple(image_size):
         raise BadImage(f"{path}: has {height} x {width} pixels (height x width), but its image has {image_size[0]} x {image_size[1]}")
+
+
+def _rgb16(path: str | Path) -> np.ndarray:
+    """uint16 (H, W, 3)."""
+    high, low = _bytes_of_rgb16(path, "RGB;16B"), _bytes_of_rgb16(path, "RGB;16L")
+    return high.astype(np.uint16) << 8 | low
+
+
+def _bytes_of_rgb16(path: str | Path, layout: str) -> np.ndarray:
+    """uint8 (H, W, 3): the high bytes of a PNG of 16 bits per channel ("RGB;16B"), or the low ones (as "RGB;16L"). Pillow has
+    no image of 16-bit colours, but it unpacks either byte."""
+    with opened(path) as image:
+        if not isinstance(image, ImageFile) or image.format != "PNG" or [tile[3] for tile in image.tile] != ["RGB;16B"]:
+            raise BadImage(f"{path}: is a {image.format} with pixels of mode {image.mode}; expected a PNG with three channels of 16 bits")
+        image.tile = [image.tile[0]._replace(args=layout)]
+        return np.array(image)
 
 
 def _bytes(path: str | Path) -> bytes:

@@ -159,11 +159,12 @@ def _native_indices(placement: Placement, axis: int, cells: int, canvas: int) ->
     """Along one axis: the native pixel under the centre of each cell, and whether there is one (else the nearest)."""
     start, length = placement.inside[axis], placement.inside[axis + 2]
     first, extent = placement.box[axis], placement.box[axis + 2]
-    fraction = ((np.arange(cells) + 0.5) * (canvas / cells) - start) / length
-    inside = (fraction >= 0) & (fraction < 1)
+    # one division, last: a centre on the border of two pixels is exactly there (of boxes of whole pixels), and has the latter
+    parts, end = (2 * np.arange(cells) + 1) * canvas - 2 * cells * start, 2 * cells * length
+    inside = (parts >= 0) & (parts < end)
     if placement.flip and axis == 1:
-        fraction = 1 - fraction
-    pixels = np.floor(first + fraction * extent).astype(np.int64)
+        parts = end - parts
+    pixels = np.floor((first * end + parts * extent) / end).astype(np.int64)
     # a view's box may begin and end within a pixel; nothing of the image lies beyond its border
     return np.clip(pixels, 0, placement.native[axis] - 1), inside
 

@@ -16,6 +16,7 @@ from virb.data.datasets.common import EXTENSIONS
 from virb.data.datasets.facts import FACTS, Count
 from virb.data.images import Dataset, FileImages, ImageList
 from virb.data.prepare import split_record, stored_split
+from virb.data.sequences import FileSequence
 from virb.data.verify_targets import check_targets
 from virb.errors import BadImage, UserError
 
@@ -25,7 +26,7 @@ _CHUNK = 64  # images that a thread takes at a time
 _NAMED = 10  # files that a finding names
 _FOLDERS = "folders of ViRB 2021"  # a reader's note where somebody sorted the images into splits
 # Their numbers are published in round figures, or what they list has left the web: a difference is to know, not a mistake.
-_ROUGH = ("kinetics", "thor-num-steps", "thor-actions", "nuscenes-actions")
+_ROUGH = ("kinetics", "thor-num-steps", "thor-actions", "thor-depth", "taskonomy", "nuscenes-actions")
 # Two kinds of files about the same thing, by stem: (folder, ending) each. What tasks read is paired by the readers.
 _PAIRS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "pets": (("images", ".jpg"), ("annotations/trimaps", ".png")),
@@ -149,6 +150,12 @@ def _check_listed(dataset: Dataset, report: Report) -> None:
             for path in images.paths:
                 parent, _, file = path.rpartition("/")
                 listed.setdefault((images.root, parent), set()).add(file)
+    for samples in dataset.samples.values():  # targets may lie beside their images
+        for values in samples.targets.values():
+            if isinstance(values, FileSequence):
+                for path in values.paths:
+                    parent, _, file = path.rpartition("/")
+                    listed.get((values.root, parent), set()).add(file)
     extra = []
     for (root, parent), files in listed.items():
         with os.scandir(os.path.join(root, parent)) as entries:

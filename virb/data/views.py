@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from virb.functional.randomness import numpy_generator
-
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -45,7 +43,7 @@ class ScaleCrop(NamedTuple):
 def draw_crop_flip(height: int, width: int, view: View, row: int) -> tuple[int, int, int, int, bool]:
     """top, left, height, width of the random crop in pixels, and whether it is flipped. The distribution of ``RandomResizedCrop``:
     area and log aspect uniform, ten tries, else the largest centred crop with a permitted aspect."""
-    random = numpy_generator(view.seed, "view", view.number, row)
+    random = _generator(view, row)
     flip = bool(random.random() < 0.5)
     for _ in range(10):
         area = height * width * random.uniform(*_CROP_SCALE)
@@ -63,12 +61,18 @@ def draw_crop_flip(height: int, width: int, view: View, row: int) -> tuple[int, 
 def draw_scale_crop(height: int, width: int, size: tuple[int, int], view: View, row: int) -> ScaleCrop:
     """The image is scaled, aspect kept, by U(0.5, 2) of what just covers ``size``; a part of that size is cut out of it at random, or all
     of a side that is shorter, and flipped with p = 0.5. Colours are drawn last, so that views with and without them have the same crops."""
-    random = numpy_generator(view.seed, "view", view.number, row)
+    random = _generator(view, row)
     flip = bool(random.random() < 0.5)
     scale = random.uniform(*_SCALE) * max(size[0] / height, size[1] / width)
     top, crop_height, filled_height = _draw_side(random, height, size[0], scale)
     left, crop_width, filled_width = _draw_side(random, width, size[1], scale)
     return ScaleCrop((top, left, crop_height, crop_width), (filled_height, filled_width), flip, _draw_colours(random))
+
+
+def _generator(view: View, row: int) -> np.random.Generator:
+    from virb.functional.randomness import numpy_generator  # imports torch, which reading images does without
+
+    return numpy_generator(view.seed, "view", view.number, row)
 
 
 def _draw_side(random: np.random.Generator, native: int, size: int, scale: float) -> tuple[float, float, int]:

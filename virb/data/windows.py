@@ -97,10 +97,12 @@ class WindowedImages(ImageList):
 
     def scaled(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) to which an image is resized: the longer side rounds to the nearest pixel, halves up."""
+        least = min(height, width)
+        if least < 1:
+            return 1, 1  # cannot be read: one window
         if self.shorter is None:
             return height, width
-        least = max(1, min(height, width))
-        longer = max(1, (2 * max(height, width) * self.shorter + least) // (2 * least))
+        longer = (2 * max(height, width) * self.shorter + least) // (2 * least)
         return (self.shorter, longer) if height <= width else (longer, self.shorter)
 
     def image_size(self, i: int) -> tuple[int, int]:
@@ -128,8 +130,8 @@ class WindowedImages(ImageList):
         if mine:
             try:
                 found.set_result(self._decoded(image, scaled))
-            except BaseException as error:
-                found.set_exception(error)  # of those who wait; later readers try anew
+            except BaseException as error:  # whatever it is, the threads that wait must not wait for ever; later readers try anew
+                found.set_exception(error)
                 with self._lock:
                     self._recent.pop(image, None)
                 raise
@@ -139,9 +141,8 @@ class WindowedImages(ImageList):
         picture = self.images.read(image)
         if self.shorter is None:
             if (picture.height, picture.width) != scaled:
-                raise BadImage(
-                    f"{self.images.ids[image]}: its header says {scaled[0]} x {scaled[1]}, its pixels are {picture.height} x {picture.width}"
-                )
+                header, pixels = f"{scaled[0]} x {scaled[1]}", f"{picture.height} x {picture.width}"
+                raise BadImage(f"{self.images.ids[image]}: has {pixels} pixels, but its header says {header}")
             return picture
         return picture.resize((scaled[1], scaled[0]), Image.Resampling[self.interpolation.upper()])
 
@@ -201,8 +202,8 @@ def windowed_samples(samples: Samples, windows: WindowedImages) -> Samples:
 def merge_windows(parts: Sequence[torch.Tensor], boxes: Sequence[tuple[int, int, int, int]], scaled: tuple[int, int]) -> torch.Tensor:
     """(C, H', W') out of windows (C, h, w) with one value per pixel of the window: the mean where they overlap.
 
-    ``boxes``: of ``window_of``, one per part; what a part has to the right of or below its box is padding and cut off. ``scaled``: (H', W').
-    ValueError where the boxes leave a pixel of the image out.
+    ``boxes``: of ``window_of``, one per part; what a part has to the right of or below its box is padding and cut off: bring parts to the
+    windows' ``size``. ``scaled``: (H', W'). ValueError where the boxes leave a pixel of the image out.
     """
     import torch
 

@@ -14,9 +14,11 @@ from virb.config.names import UniqueNames, check_encoder_name
 from virb.config.tree import Report
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
+from virb.data.windows import WindowedImages
 from virb.encoders.base import Encoder
 from virb.encoders.download import NotDownloaded, Progress
 from virb.encoders.load import load_encoder
+from virb.encoders.requests import Request
 from virb.encoders.verify import Failed, Verified, verify_encoder
 from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
@@ -28,6 +30,7 @@ from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, Ro
 from virb.plan.measure import Meter
 from virb.plan.samples import Datasets, TaskData
 from virb.plan.units import assemble
+from virb.probes.base import probe_names
 from virb.probes.split import sample_width
 from virb.results.store import conflicts, finished
 from virb.sources import source_hash
@@ -181,17 +184,25 @@ class _Builder:
         probe = get_probe(task.probe)
         if probe.shape == "features":
             maps = [str(one) for one in encoder.spec.expand(task.features)] if getattr(probe, "reads_maps", False) else [task.features]
+            if task.task.dense is not None:
+                _check_dense_probe(task, probe, maps)
             for role, plan in data.roles.items():
+                # what is windowed was checked to have one image per sample; its rows are windows
+                n_images = 1 if isinstance(data.images[plan.list_id], WindowedImages) else _images_per_sample(plan)
                 if task.task.dense is not None:
-                    check_dense(geometry, task, _images_per_sample(plan))
+                    check_dense(geometry, task, n_images)
                 seen = seen_as(task, role, geometry, self.settings)
                 entries = tuple(self._entry(encoder, g, task, plan, data, one) for g in seen for one in maps)
                 roles[role] = replace(plan, entries=entries, n_maps=len(maps))
                 if hasattr(probe, "check_features"):
                     probe.check_features(role, _sample_shape(plan, self.entries[entries[0]].row_shape))
                 if hasattr(probe, "check_maps"):
-                    n_images = _images_per_sample(plan) if task.windows is None else 1
-                    probe.check_maps(task.task.dense, [self.entries[key].row_shape for key in entries[: len(maps)]], n_images)
+                    shapes = [self.entries[key].row_shape for key in entries[: len(maps)]]
+                    probe.check_maps(task.task.dense, shapes, n_images)
+                    if hasattr(probe, "check_encoder"):
+                        probe.check_encoder(encoder, shapes)
+        if hasattr(probe, "check_targets") and task.task.dense is not None:
+            probe.check_targets(task.task.dense, len(data.classes) if data.classes else None, task.configs, task.task.loss)
         self.lists.update(data.images)
         return Job(
             encoder=config.name,
@@ -287,6 +298,16 @@ class _Builder:
     def _all_done(self) -> bool:
         jobs, out = self.jobs.values(), self.settings.out
         return bool(jobs) and not self.settings.force and all(finished(out, job.encoder, job.label, job.key) for job in jobs)
+
+
+def _check_dense_probe(task: ResolvedTask, probe: Any, maps: Sequence[str]) -> None:
+    """UserError for a built-in probe that answers once per image, and for outputs that are no maps."""
+    if not getattr(probe, "reads_maps", False) and ":" not in task.probe:
+        dense = ", ".join(name for name in probe_names() if getattr(get_probe(name), "reads_maps", False))
+        raise UserError(f"the probe {task.probe} answers once per image, but {task.task.id} has a target for every pixel; there is {dense}")
+    for request in maps:
+        if Request.parse(request).kind == "other":
+            raise UserError(f"{request} is no map; a dense probe needs maps: features: tokens[-1], or pyramid")
 
 
 def _images_per_sample(plan: RolePlan) -> int | None:

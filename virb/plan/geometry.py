@@ -55,26 +55,34 @@ def _dense_geometry(settings: RunSettings, asked: Mapping[str, Any], task: Resol
 
 
 def check_dense(geometry: Geometry, task: ResolvedTask, samples: int | None) -> None:
-    """UserError where predictions could not be brought back to the pixels of the target."""
+    """UserError where predictions could not be brought back to the pixels of the target. ``samples``: images of each, None where they
+    differ in it; an image that is seen through windows is one."""
     if geometry.size is None:
         raise UserError(f"{task.task.id} needs images of one size; give input: {{size: ...}}")
-    if geometry.resize != "squash" and task.windows is None:
+    if geometry.resize != "squash":
         how = "cut from their centre" if geometry.crop == "center" else "not resized"
-        raise UserError(f"{task.task.id} is scored on whole images, but they are {how} (input:); write resize: squash, or windows:")
+        what = "whole images" if task.windows is None else "whole windows"
+        raise UserError(f"{task.task.id} is scored on {what}, but they are {how} (input:); write resize: squash")
     if samples != 1 and task.augment != "none":
         raise UserError(
             f"{task.task.id}: samples of several images cannot be augmented, each image would be cut differently; augment: none"
         )
     if task.windows is not None and (samples != 1 or task.task.dense is None or task.task.dense.kind == "flow"):
         raise UserError(f"{task.task.id}: windows are for samples of one image")
-    if task.windows is not None and task.task.dense is not None and task.task.dense.at == "view":
-        raise UserError(f"{task.task.id} is scored at the size of its input, as published; leave out windows")
+    if task.windows is not None and task.score_size is not None:
+        raise UserError(
+            f"{task.task.id}: windows are scored at the target's native size, so score_size says nothing; leave one of them out"
+        )
+    if task.task.dense is not None and task.task.dense.at == "view":
+        if task.windows is not None:
+            raise UserError(f"{task.task.id} is scored at the size of its input, as published; leave out windows")
+        if task.augment != "none":
+            raise UserError(f"{task.task.id} has targets that are resized with whole images, as published; write augment: none")
 
 
 def with_geometry(task: ResolvedTask, geometry: Geometry, source: str) -> ResolvedTask:
     """The task, with the geometry among its changes where its protocol fixes another one."""
-    fixed = PROTOCOLS[task.protocol].geometry
-    if fixed is None or geometry == fixed:
+    if PROTOCOLS[task.protocol].geometry is None or geometry == task.geometry:
         return task
     return replace(task, changed={**task.changed, "geometry": f"{geometry_text(geometry)} ({source})"})
 
@@ -107,5 +115,5 @@ def size_in_pixels(size: tuple[int, int] | None) -> str:
 
 
 def _fixed_by(task: ResolvedTask) -> str:
-    fixed_by_protocol = PROTOCOLS[task.protocol].geometry is not None
+    fixed_by_protocol = task.geometry is not None and task.geometry == PROTOCOLS[task.protocol].geometry
     return f"protocol {task.protocol}" if fixed_by_protocol else f"task {task.task.id}"

@@ -82,6 +82,8 @@ class Datasets:
         keys = task.windows
         if keys is None:
             return plan, images
+        if (np.diff(plan.samples.row_offsets) != 1).any():
+            raise UserError(f"{task.task.id}: windows are for samples of one image")
         name = hash_record({"list": images.identity(), "windows": canonical(keys)})
         if name not in self._windows:
             self.tell(f"placing windows over {len(images):,} images of {images.name}")

@@ -28,9 +28,10 @@ from virb.functional.randomness import derive_seed
 from virb.metrics.base import find_metric
 from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, RoleData, Run, Settings, register_probe
 from virb.probes.dense_data import DenseSplit, loss_grid
+from virb.probes.dense_deeplab import DeepLab2021
 from virb.probes.dense_heads import MapShape, build_head
 from virb.probes.dense_losses import find_dense_loss
-from virb.probes.dense_outputs import n_outputs
+from virb.probes.dense_outputs import depth_output, n_outputs
 from virb.probes.dense_score import score_heads, view_grid
 from virb.probes.dense_train import DenseRecipe, Record, TrainedHead, train_heads
 from virb.probes.selection import choose, over_seeds
@@ -64,6 +65,22 @@ class DenseProbe:
             raise UserError(
                 f"the probe {name} takes samples of {cls.images} image{'s' * (cls.images > 1)}, these have {n_images or 'several'}"
             )
+
+    @classmethod
+    def check_targets(cls, target: DenseTarget, n_classes: int | None, configs: Mapping[str, BaseModel], loss: str) -> None:
+        """Refuses training configs and a loss that say nothing of such targets while the run is planned."""
+        find_dense_loss(loss, target.kind)
+        for name, config in configs.items():
+            if not isinstance(config, DenseConfig):
+                continue
+            try:
+                n_outputs(target, n_classes, config)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
+            if "n_bins" in config.model_fields_set and (target.kind != "depth" or depth_output(target, config) != "bins"):
+                raise UserError(f"{name}: n_bins belongs to output: bins, of depth; leave it out")
+            if isinstance(config, SiameseConfig) and "radius" in config.model_fields_set and config.fusion != "correlation":
+                raise UserError(f"{name}: radius belongs to fusion: correlation; leave it out")
 
     def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
         if settings.dense is None:
@@ -132,7 +149,7 @@ class _Work:
         outputs = n_outputs(self.fit.target, self.settings.n_classes, config)
         with torch.random.fork_rng([]):  # the same first weights on every device
             torch.manual_seed(derive_seed(seed, "head"))
-            layer4 = _layer4(self.context) if isinstance(config, DeepLab2021Config) else None
+            layer4 = _layer4(self.context.encoder and self.context.encoder()) if isinstance(config, DeepLab2021Config) else None
             return build_head(config, self.shapes, outputs, layer4=layer4).to(self.context.device)
 
     def train(self, seed: int, save_every_s: float) -> dict[str, TrainedHead]:
@@ -206,9 +223,8 @@ def _map_shape(shape: tuple[int, ...] | None) -> MapShape:
     return channels, height, width
 
 
-def _layer4(context: Context) -> nn.Module:
-    """The last stage of the job's encoder, for the head that retrains a copy of it."""
-    encoder = context.encoder() if context.encoder is not None else None
+def _layer4(encoder: Any) -> nn.Module:
+    """The last stage of an encoder, for the head that retrains a copy of it."""
     layer4 = getattr(getattr(encoder, "network", None), "layer4", None)
     if not isinstance(layer4, nn.Module):
         raise UserError("deeplab@virb2021 retrains a copy of a ResNet's layer4, and this encoder has none; probe: deeplab works for all")
@@ -248,6 +264,7 @@ class DenseMultiProbe(DenseProbe):
     """One 1x1 convolution on several maps, concatenated."""
 
     name: ClassVar[str] = "dense-multi"
+    features: ClassVar[str] = "pyramid[-4:]"
     Config: ClassVar[type[BaseModel]] = DenseMultiConfig
 
 
@@ -273,6 +290,11 @@ class DeepLab2021Probe(DenseProbe):
 
     name: ClassVar[str] = "deeplab@virb2021"
     Config: ClassVar[type[BaseModel]] = DeepLab2021Config
+
+    @classmethod
+    def check_encoder(cls, encoder: Any, shapes: Sequence[tuple[int, ...] | None]) -> None:
+        """Refuses encoders without such a stage, and maps that do not lead to it, while the run is planned."""
+        DeepLab2021.on_encoder(_layer4(encoder), [_map_shape(shape) for shape in shapes], 2)
 
 
 @register_probe

@@ -18,7 +18,7 @@ from virb.probes.base import RoleData, Seen
 
 LARGEST_GRID = 128  # longer side of the grid of the training loss, unless a config asks for another
 CELLS_PER_OUTPUT = 4  # of that grid, along a side
-_KEPT_BYTES = 2**31  # of targets at the grid of the loss, kept from the first epoch on
+_KEPT_BYTES = 2**31  # of a role's targets at grids, of all views together, kept from the first epoch on
 _CHECK_ROWS = 64
 
 
@@ -73,12 +73,16 @@ class DenseSplit:
                 raise ViRBError(f"{name}: the image is {size[0]} x {size[1]} pixels, but its target {height} x {width}")
         return found
 
+    def natives(self, samples: np.ndarray) -> list[np.ndarray]:
+        """Of several samples, read side by side."""
+        return _read_all(self.native, samples)
+
     def at_grid(self, samples: np.ndarray, grid: tuple[int, int]) -> Tensor:
         """Targets in the frame of the present view at ``grid`` cells that cover its canvas, on the device: labels int64 (B, gh, gw), others
         float32 with their channels in front where they have any."""
         key = (self._view, grid)
         if key not in self._kept:
-            self._kept[key] = _Kept(len(self))
+            self._kept[key] = _Kept(len(self), _KEPT_BYTES - sum(kept.nbytes for kept in self._kept.values()))
         stacked = self._kept[key].get(samples, lambda sample: self._sampled(sample, grid))
         tensor = torch.from_numpy(stacked).to(self.device, non_blocking=True)
         return tensor.long() if self.target.kind == "labels" else tensor.float()
@@ -87,7 +91,7 @@ class DenseSplit:
         target = self.native(sample)
         placement = self.placement(sample, (target.shape[-2], target.shape[-1]))
         if self.target.at == "view":
-            return resampled(target, self.target, placement, grid)
+            return resampled(target, self.target, placement, grid, self.seen.canvas)
         found = sample_target(target, self.target.kind, placement, grid, self.seen.canvas)
         return found if self.target.kind in ("labels", "mask") else found.astype(np.float32, copy=False)
 
@@ -96,8 +100,10 @@ class DenseSplit:
         if kind in ("labels", "mask"):
             if target.ndim != 2 or not np.issubdtype(target.dtype, np.integer):
                 raise ViRBError(f"{name}: a label map is integers H x W, but this is {target.dtype} of shape {target.shape}")
-            n_values = 2 if kind == "mask" else self.n_classes or IGNORED
             target = target if target.dtype == np.uint8 else _as_bytes(target, name)
+            if kind == "mask" and self.target.at == "view":
+                return target  # raw values, which become 0 and 1 when they are resized with the image
+            n_values = 2 if kind == "mask" else self.n_classes or IGNORED
             wrong = np.unique(target[(target >= n_values) & (target != IGNORED)])
             if len(wrong):
                 raise ViRBError(f"{name}: label {int(wrong[0])} is none of the {n_values} classes (0 to {n_values - 1}, {IGNORED} ignored)")
@@ -134,13 +140,18 @@ class _Kept:
     """Targets at one grid, kept once they were read, as far as memory allows."""
 
     length: int
+    most_bytes: int
     values: np.ndarray | None = None
     there: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.values is None else self.values.nbytes
 
     def get(self, samples: np.ndarray, read: Any) -> np.ndarray:
         if self.values is None or self.there is None:
             first = read(int(samples[0]))
-            keep = first.nbytes * self.length <= _KEPT_BYTES
+            keep = first.nbytes * self.length <= self.most_bytes
             self.there = np.zeros(self.length if keep else 0, dtype=bool)
             self.values = np.empty((len(self.there), *first.shape), dtype=first.dtype)
         if not len(self.there):
@@ -167,27 +178,35 @@ def _as_bytes(labels: np.ndarray, name: str) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def loss_grid(seen: Seen, outputs: tuple[int, int], longer: int | None) -> tuple[int, int]:
+def loss_grid(seen: Seen, outputs: tuple[int, int], longer: int | None, every_output: bool = True) -> tuple[int, int]:
     """The cells at which the training loss compares: ``longer`` on the longer side of the canvas, or four for each cell that the head
-    gives (``outputs``), at most 128; never fewer than the head gives, or what lies between them would be left to chance."""
+    gives (``outputs``), at most 128. With ``every_output`` never fewer than the head gives, or what lies between them would be left to
+    chance; a 1x1 convolution learns from some of its outputs what it needs for all."""
     height, width = seen.canvas
     if longer is None:
-        longer = max(min(LARGEST_GRID, CELLS_PER_OUTPUT * max(outputs)), max(outputs))
+        longer = min(LARGEST_GRID, CELLS_PER_OUTPUT * max(outputs))
+        longer = max(longer, *outputs) if every_output else longer
     scale = min(1.0, longer / max(height, width))  # never finer than the pixels
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def resampled(target: np.ndarray, how: DenseTarget, placement: Placement, grid: tuple[int, int]) -> np.ndarray:
-    """The target resized with the image by an interpolating filter of Pillow, as ViRB 2021 did, also where that mixes labels."""
+def resampled(target: np.ndarray, how: DenseTarget, placement: Placement, grid: tuple[int, int], canvas: tuple[int, int]) -> np.ndarray:
+    """The target resized with the image by an interpolating filter of Pillow, as ViRB 2021 did, also where that mixes labels. ``grid``
+    cells cover the canvas; where that is padded to whole patches they are 255 or NaN."""
     from PIL import Image
 
     if placement.box != (0.0, 0.0, *map(float, placement.native)) or placement.flip:
         raise ViRBError("a target that is resized with the image goes with images that are squashed, not cropped or mirrored")
+    height, width = (round(cells * side / padded) for cells, side, padded in zip(grid, placement.size, canvas, strict=True))
     filters = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     planes = target[None] if target.ndim == 2 else target
     resized = []
     for plane in planes:
         integers = np.issubdtype(plane.dtype, np.integer)
-        picture = Image.fromarray(plane.astype(np.int32) if integers else plane.astype(np.float32))
-        resized.append(np.asarray(picture.resize((grid[1], grid[0]), filters[how.resample])).astype(plane.dtype))
+        raw = how.kind == "mask"  # an 8-bit picture
+        picture = Image.fromarray(plane if raw else plane.astype(np.int32 if integers else np.float32))
+        small = np.asarray(picture.resize((width, height), filters[how.resample]))
+        whole = np.full(grid, IGNORED if integers else np.nan, dtype=plane.dtype)
+        whole[:height, :width] = small != 0 if raw else small  # in 2021 whatever was not exactly 0 counted as the object
+        resized.append(whole)
     return np.stack(resized) if target.ndim == 3 else resized[0]

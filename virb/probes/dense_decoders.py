@@ -16,10 +16,10 @@ _LEAST_WIDTH = 32
 class PixelShuffle(nn.Module):
     """From the coarsest map up, level by level: 3x3 convolution to 4x the channels, pixel shuffle, leaky ReLU, plus the next finer map.
 
-    A level has the channels of the map that is added to it, so that over a ResNet-50's conv and block1 to block4 this is ViRB 2021's decoder
-    to the parameter (``up1`` ... ``up5``). Maps that all share one grid (ViTs) are spread into a pyramid first: the last but one stays as it
-    is, the last is halved, earlier ones are doubled each time; there each level has half the channels of the one below it, and the maps come
-    to them by 1x1 convolutions (``align2`` ...). The output has twice the size of the finest level.
+    A level has the channels of the map that is added to it, so that over a ResNet-50's conv and block1 to block4 this is ViRB 2021's
+    decoder to the parameter (``up1`` ... ``up5``). Maps that all share one grid (ViTs) are spread into a pyramid first: the last but one
+    stays as it is, the last is halved, earlier ones are doubled each time; there each level has half the channels of the one below it, and
+    the maps come to them by 1x1 convolutions (``align2`` ...). The output has twice the size of the finest level.
     """
 
     def __init__(self, shapes: Sequence[MapShape], n_outputs: int) -> None:

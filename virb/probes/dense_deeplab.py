@@ -98,7 +98,7 @@ class DeepLab(nn.Module):
 
     @classmethod
     def on_maps(cls, shapes: Sequence[MapShape], n_outputs: int) -> Self:
-        """On the last map; the early one is the finest that is at most 8 times as fine (block1 of a ResNet, the first map of most others)."""
+        """On the last map; the early one is the finest that is at most 8 times as fine (block1 of a ResNet, most others' first)."""
         head = cls(shapes[-1][0], shapes[early_map(shapes, -1, 8)][0], n_outputs)
         head.early_index = early_map(shapes, -1, 8)
         return head
@@ -110,7 +110,7 @@ class DeepLab(nn.Module):
         """Maps (B, C_i, h_i, w_i), finest first."""
         early = maps[self.early_index]
         pooled = resize(self.aspp(self.deep(maps)), (early.shape[-2], early.shape[-1]), align_corners=self.align_corners)
-        return self.decoder(torch.cat([pooled, self.low_level_feature_reducer(early)], 1))
+        return self.decoder(torch.cat([self.low_level_feature_reducer(early), pooled], 1))
 
 
 class DeepLab2021(DeepLab):
@@ -150,8 +150,8 @@ class DeepLab2021(DeepLab):
 
 
 class DilatedBlock4(nn.Module):
-    """A copy of torchvision's ``layer4`` of three bottlenecks that keeps the resolution: stride 1, dilations 2, 4, 2. Its names are those of
-    ViRB 2021 (``upsample_layer``, ``conv.0``, ``conv.1``), in the same order as ``layer4``'s."""
+    """A copy of torchvision's ``layer4`` of three bottlenecks that keeps the resolution: stride 1, dilations 2, 4, 2. Its names are those
+    of ViRB 2021 (``upsample_layer``, ``conv.0``, ``conv.1``), in the same order as ``layer4``'s."""
 
     def __init__(self, layer4: nn.Module) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def find_dense_loss(name: str, kind: str | None = None) -> DenseLoss:
         return loss
     if word != "cross_entropy":
         raise UserError(f"the loss {word} takes no arguments, but got ({arguments})")
-    return partial(cross_entropy, **_class_arguments(name, arguments))
+    return _of_classes(name, arguments)
 
 
 def dense_loss_names() -> Sequence[str]:
@@ -155,10 +155,10 @@ def _parse(name: str) -> tuple[str, str | None]:
     return (match[1], match[2]) if match else (name, None)
 
 
-def _class_arguments(name: str, arguments: str) -> dict[str, int | tuple[float, ...]]:
+def _of_classes(name: str, arguments: str) -> DenseLoss:
     ignore = re.fullmatch(r"\s*ignore\s*=\s*(\d+)\s*", arguments)
     if ignore:
-        return {"ignore": int(ignore[1])}
+        return partial(cross_entropy, ignore=int(ignore[1]))
     try:
         weights = tuple(float(part) for part in arguments.split(","))
     except ValueError:
@@ -167,4 +167,4 @@ def _class_arguments(name: str, arguments: str) -> dict[str, int | tuple[float, 
         raise UserError(
             f"the loss {name} cannot be read; write the weight of each class, cross_entropy(0.1,1,1), or cross_entropy(ignore=0)"
         )
-    return {"weights": weights}
+    return partial(cross_entropy, weights=weights)

@@ -39,8 +39,8 @@ def depth_output(target: DenseTarget, config: DenseConfig) -> DepthOutput:
 def values(raw: Tensor, target: DenseTarget, config: DenseConfig) -> Tensor:
     """Raw outputs (B, n_outputs, h, w) to float32 values of the same grid: what the loss compares and what is brought to native size.
 
-    ``labels`` (B, C, h, w) and ``mask`` (B, 1, h, w): logits | ``depth`` (B, 1, h, w): above 0, in the target's unit | ``flow`` (B, 2, h, w):
-    u, v in pixels of the geometry | ``map`` (B, C, h, w): as they are.
+    ``labels`` (B, C, h, w) and ``mask`` (B, 1, h, w): logits | ``depth`` (B, 1, h, w): above 0, in the target's unit |
+    ``flow`` (B, 2, h, w): u, v in pixels of the geometry | ``map`` (B, C, h, w): as they are.
 
     Bins of depth are combined here, at the resolution of the head and before any up-sampling, as DINOv2 does: their centres lie evenly from
     the least to the greatest depth, their weights are max(output, 0) + 0.1, normalised to 1. Direct depth is the least depth + softplus.

@@ -77,13 +77,13 @@ def score_heads(
     done = 0
     for samples in split.batches(batch_size):
         maps = split.window_maps(samples) if split.seen.windows else split.maps(samples)
-        targets = [split.native(int(sample)) for sample in samples]
+        targets = split.natives(samples)
         compared = _compared(split, samples, targets, score_size)
         for name, head in heads.items():
             sheet = sheets[name]
             found = _values(head, maps, split, configs[name])
             if split.seen.windows is None:
-                _add_loss(sheet, found, split, samples, grids[name], loss)
+                _add_loss(sheet, at_size(found, grids[name], configs[name].every_output), split, samples, loss)
             predicted = _predictions(found, split, samples, targets, score_size)
             wrapped: Any = LabelMaps(predicted, split.n_classes or 2) if split.target.kind in ("labels", "mask") else predicted
             for metric in metrics:
@@ -104,11 +104,11 @@ def _values(head: nn.Module, maps: list[Tensor], split: DenseSplit, config: Dens
     return torch.cat([values(head(list(part)), split.target, config) for part in parts])
 
 
-def _add_loss(sheet: DenseSheet, found: Tensor, split: DenseSplit, samples: np.ndarray, grid: tuple[int, int], loss: DenseLoss) -> None:
-    target = split.at_grid(samples, grid)
+def _add_loss(sheet: DenseSheet, found: Tensor, split: DenseSplit, samples: np.ndarray, loss: DenseLoss) -> None:
+    target = split.at_grid(samples, (found.shape[-2], found.shape[-1]))
     cells = valid_cells(target, split.target.kind)
     if cells:
-        sheet.loss_sum += float(loss(at_size(found, grid), target)) * cells
+        sheet.loss_sum += float(loss(found, target)) * cells
         sheet.loss_cells += cells
 
 
@@ -120,11 +120,11 @@ def valid_cells(target: Tensor, kind: str) -> int:
     return int(torch.isfinite(plane).sum())
 
 
-def at_size(found: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *grid): bilinear, or the mean of each cell where there are fewer, so that nothing goes unseen."""
+def at_size(found: Tensor, grid: tuple[int, int], every_output: bool = False) -> Tensor:
+    """(B, C, h, w) -> (B, C, *grid), bilinear. With ``every_output`` fewer cells are the means of what they cover."""
     if found.shape[-2:] == grid:
         return found
-    if grid[0] <= found.shape[-2] and grid[1] <= found.shape[-1]:
+    if every_output and grid[0] <= found.shape[-2] and grid[1] <= found.shape[-1]:
         return F.adaptive_avg_pool2d(found, grid)
     return F.interpolate(found, grid, mode="bilinear", align_corners=False)
 
@@ -177,5 +177,5 @@ def _merged(found: Tensor, split: DenseSplit, sample: int, native: tuple[int, in
     canvas = split.seen.canvas
     size = split.seen.views[0].size or canvas
     whole = at_size(found, canvas)[..., : size[0], : size[1]]  # the padding to whole patches is cut off
-    merged = merge_windows(list(at_size(whole, (boxes[0][2], boxes[0][3]))), boxes, scaled)
+    merged = merge_windows(list(at_size(whole, windows.size)), boxes, scaled)
     return merged, squashed(native, scaled), scaled

@@ -94,7 +94,8 @@ class _Member:
             if self.momenta is not None:
                 cycled = float(self.momenta[number])
                 group.update({"betas": (cycled, ADAM_BETAS[1])} if "betas" in group else {"momentum": cycled})
-        found = at_size(values(self.head(maps), split.target, self.config), (target.shape[-2], target.shape[-1]))
+        found = values(self.head(maps), split.target, self.config)
+        found = at_size(found, (target.shape[-2], target.shape[-1]), self.config.every_output)
         mean = loss(found, target)
         self.optimizer.zero_grad(set_to_none=True)
         mean.backward()

@@ -117,8 +117,8 @@ def write_job(
     """Writes a finished job and returns the path of its ``job.json``.
 
     ``heads`` are state dicts by config name; ``index_lists`` are filled into the record, long ones into ``samples.npz``; the TensorBoard
-    files in ``curves`` (of a config: in its folder there) move to their places; ``pictures`` is a PNG. What an earlier job of the same encoder and label left
-    (configs that no longer exist, heads that are not kept, curves, a failure) goes.
+    files in ``curves`` (of a config: in its folder there) move to their places; ``pictures`` is a PNG. What an earlier job of the same
+    encoder and label left (configs that no longer exist, heads that are not kept, curves, pictures, a failure) goes.
     """
     encoder, label = job.encoder.name, job.task.label
     foreign = [result.config for result in configs if (result.encoder, result.label, result.key) != (encoder, label, job.key)]

@@ -53,6 +53,8 @@ def _inputs(plan: RolePlan, images: ImageList, sample: int) -> list[tuple[int, I
 
 def _paint(target: DenseTarget, truth: np.ndarray, prediction: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Both in one scale: that of the truth."""
+    if target.kind == "mask" and target.at == "view":
+        truth = (truth != 0).astype(np.uint8)  # as they are scored
     if target.kind in ("labels", "mask"):
         return paint_labels(truth, n_classes), paint_labels(prediction, n_classes)
     if target.kind == "flow":

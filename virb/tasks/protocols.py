@@ -160,7 +160,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "ibot-linear",
             values={
                 "probe": "dense-multi",
-                "features": "pyramid",
+                "features": "pyramid[-4:]",
                 "num_epochs": 127,
                 "batch_size": 16,
                 "selection": "test-last",

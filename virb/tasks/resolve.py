@@ -140,7 +140,7 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
             on_bad_image=str(values.get("on_bad_image")),
             stream=stream,
             data={**task.options, **(config.data or {})},
-            geometry=protocol.geometry or task.geometry,
+            geometry=_fixed_geometry(task, protocol),
             windows=_dense_only(config, task, "windows", values.get("windows")),
             score_size=_dense_only(config, task, "score_size", values.get("score_size")),
             limit=dict(values.get("limit") or {}),
@@ -154,6 +154,13 @@ def resolve_task(config: TaskConfig, protocol_override: str | None = None, seed:
         )
         for request in requests
     ]
+
+
+def _fixed_geometry(task: Task, protocol: Protocol) -> Geometry | None:
+    """A protocol that measures pixelwise tasks by variants of their own leaves them their geometry."""
+    if task.dense is not None and protocol.variant is not None:
+        return task.geometry
+    return protocol.geometry or task.geometry
 
 
 def _dense_only(config: TaskConfig, task: Task, key: str, value: Any) -> Any:

@@ -40,7 +40,9 @@ def official(tmp_path):
     for k, video in enumerate(VIDEOS.values()):
         for frame in FRAMES:
             put_image(folder / video / f"{frame}.jpg", SIZE)
-        polygons(folder / video / "polygons.mat", [{}, {"yourright": SQUARE + k}, {"yourleft": SQUARE, "myright": SQUARE + [5, 0]}])
+        polygons(
+            folder / video / "polygons.mat", [{}, {"yourright": SQUARE + k}, {"yourleft": SQUARE, "myright": SQUARE + np.array([5, 0])}]
+        )
     (folder.parent / "metadata.mat").write_bytes(b"not read")
     return folder
 
@@ -67,7 +69,7 @@ def test_matlab_counts_from_1_and_own_hands_are_in_front():
     expected = np.zeros(SIZE, dtype=np.uint8)
     expected[5:15, 10:20] = 1
     np.testing.assert_array_equal(filled_hands({**dict.fromkeys(HANDS, np.empty((0, 2))), "yourleft": SQUARE}, SIZE), expected)
-    both = filled_hands({**dict.fromkeys(HANDS, np.empty((0, 2))), "yourleft": SQUARE, "myright": SQUARE + [5, 0]}, SIZE)
+    both = filled_hands({**dict.fromkeys(HANDS, np.empty((0, 2))), "yourleft": SQUARE, "myright": SQUARE + np.array([5, 0])}, SIZE)
     expected[5:15, 15:25] = 4
     np.testing.assert_array_equal(both, expected)
     with pytest.raises(BadImage, match="myleft has a point that is not finite"):
@@ -108,7 +110,9 @@ def test_the_split_is_the_papers():
         "OFFICE": {"CARDS": "BS HT SB TH", "CHESS": "BS HT SB TH", "JENGA": "BS HT SB TH", "PUZZLE": "BH HB ST TS"},
     }
     videos = sorted(
-        f"{activity}_{place}_{a}_{b}" for place, activity in itertools.product(pairs, pairs["OFFICE"]) for a, b in pairs[place][activity].split()
+        f"{activity}_{place}_{a}_{b}"
+        for place, activity in itertools.product(pairs, pairs["OFFICE"])
+        for a, b in pairs[place][activity].split()
     )
     assert len(videos) == 48
     # ViRB 2021 counts sorted folders: places of its test and its validation videos

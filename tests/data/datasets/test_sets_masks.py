@@ -109,7 +109,9 @@ def test_cityscapes_of_2021_have_20_classes_with_void(cityscapes):
 
 def test_cityscapes_pairs_by_name(cityscapes):
     (cityscapes / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
-    with pytest.raises(UserError, match=r"cityscapes: 1 images in .*leftImg8bit/train and .*gtFine/train have no mask: '.*ulm_000000_000019_left"):
+    with pytest.raises(
+        UserError, match=r"cityscapes: 1 images in .*leftImg8bit/train and .*gtFine/train have no mask: '.*ulm_000000_000019_left"
+    ):
         load_dataset("cityscapes", cityscapes.parent)
     put_labels(cityscapes / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png", every_value([7]))
     (cityscapes / "leftImg8bit/val/lindau/lindau_000001_000019_leftImg8bit.png").unlink()
@@ -134,7 +136,7 @@ def test_ade20k(tmp_path):
         for i in range(1, n + 1):
             stem = f"ADE_{part[:-3] if part == 'training' else 'val'}_{i:08d}"
             put_image(folder / f"images/{part}/{stem}.jpg")
-            put_labels(folder / f"annotations/{part}/{stem}.png", every_value(list(range(151)) + [i]))
+            put_labels(folder / f"annotations/{part}/{stem}.png", every_value([*range(151), i]))
     (folder / "objectInfo150.txt").write_text("Idx\tRatio\n")
     dataset = load_dataset("ade20k", tmp_path)
     assert {split: len(samples) for split, samples in dataset.samples.items()} == {"train": 3, "test": 2}

@@ -120,7 +120,9 @@ def test_the_labelled_file_comes_first_but_not_for_2021(labelled, folders):
 
 def test_a_depth_without_its_image(folders):
     (folders / "nyu/test/images/0001.png").unlink()
-    with pytest.raises(UserError, match=r"nyu-depth: 1 depth maps in .*test/images and .*test/depths have no image: 'test/depths/0001.tiff'"):
+    with pytest.raises(
+        UserError, match=r"nyu-depth: 1 depth maps in .*test/images and .*test/depths have no image: 'test/depths/0001.tiff'"
+    ):
         load_dataset("nyu-depth", folders)
 
 
@@ -134,7 +136,7 @@ def test_files_that_do_not_fit_together(labelled):
         load_dataset("nyu-depth", root)
     write_nyu(root / "nyu", arrays, TRAIN, TEST, SCENES)
     savemat(root / "nyu/classMapping40.mat", {"mapClass": mapping()[None, : N_LABELS - 30], "className": np.array([CLASSES], dtype=object)})
-    with pytest.raises(UserError, match=r"frame 2 has the label \d+; classMapping40.mat names 30"):
+    with pytest.raises(BadImage, match=r"frame 2 has the label \d+; classMapping40.mat names 30"):
         target(load_dataset("nyu40", root), "test", 0)
     with h5py.File(root / "nyu/nyu_depth_v2_labeled.mat", "r+") as file:
         del file["rawDepths"]

@@ -11,19 +11,19 @@ from structural_support import coco_scene, kitti_files, kitti_pair, noise, pictu
 
 from virb.data.datasets import load_dataset
 from virb.data.datasets.coco import CATEGORIES
+from virb.data.verify import verify
 from virb.errors import BadImage, UserError
 
 # THOR
 
 
 def thor(root, place="thor_depth_prediction"):
-    for split, scenes in (("train", ("Room1", "Room2")), ("test", ("Room9",))):
-        for number, scene in enumerate(scenes):
-            for view in "ab":
-                grey = 40 * number + (5 if view == "a" else 200)
-                base = root / place / split / scene
-                put(base / f"{view}_rgb.jpg", picture(np.full((8, 10, 3), grey, np.uint8), "JPEG"))
-                put(base / f"{view}_depth.jpg", picture(np.full((8, 10), grey, np.uint8), "JPEG"))
+    for number, scene in enumerate(("train/Room1", "train/Room2", "test/Room9")):
+        for view in "ab":
+            grey = 20 * number + (5 if view == "a" else 200)
+            base = root / place / scene
+            put(base / f"{view}_rgb.jpg", picture(np.full((8, 10, 3), grey, np.uint8), "JPEG"))
+            put(base / f"{view}_depth.jpg", picture(np.full((8, 10), grey, np.uint8), "JPEG"))
     return root / place
 
 
@@ -69,6 +69,19 @@ def test_thor_depth_that_does_not_fit_together(tmp_path):
         load_dataset("thor-depth", tmp_path)
     with pytest.raises(UserError, match="thor-depth has no variant 'virb2012'; did you mean virb2021"):
         load_dataset("thor-depth", tmp_path, variant="virb2012")
+
+
+def test_verify_knows_depth_maps_beside_their_images(tmp_path):
+    folder = thor(tmp_path)
+    report = verify("thor-depth", tmp_path, workers=2)
+    assert report.ok
+    assert [finding.text for finding in report.findings] == ["train has 4 samples; published are 60,000"]
+    put(folder / "train/Room1/c_rgba.jpg", picture(noise(0, 8, 10, 3), "JPEG"))
+    put(folder / "test/Room9/b_depth.jpg", picture(noise(0, 8, 11), "JPEG"))
+    texts = {finding.text: finding.names for finding in verify("thor-depth", tmp_path, workers=2).findings}
+    assert texts["1 images lie beside the others and are in no split"] == ("train/Room1/c_rgba.jpg",)
+    (sizes,) = [names for text, names in texts.items() if "differ in size from their image" in text]
+    assert sizes == ("test/Room9/b_rgb.jpg: 8 x 10 pixels, but its target 8 x 11",)
 
 
 # KITTI

@@ -15,7 +15,7 @@ from virb.data.datasets.nyu_files import LABELLED, SPLITS, MatArray, MatImages, 
 from virb.data.images import Dataset, Samples
 from virb.data.maps import read_float_tiff, read_grey
 from virb.data.sequences import LazySequence
-from virb.errors import UserError
+from virb.errors import BadImage, UserError
 
 _EIGEN = (slice(45, 471), slice(41, 601))  # rows and columns that the field trains on and scores, of 480 x 640
 _EIGEN_SIZE = (480, 640)
@@ -109,7 +109,7 @@ def _depth_of(depths: MatArray, crop: str, frame: int) -> np.ndarray:
 def _labels_of(labels: MatArray, lut: np.ndarray, frame: int) -> np.ndarray:
     raw = labels.frame(frame)
     if raw.size and int(raw.max()) >= len(lut):
-        raise UserError(f"{labels.path}: frame {frame + 1} has the label {int(raw.max())}; {_CLASS_MAP} names {len(lut) - 1}")
+        raise BadImage(f"{labels.path}: frame {frame + 1} has the label {int(raw.max())}; {_CLASS_MAP} names {len(lut) - 1}")
     return lut[raw]
 
 
