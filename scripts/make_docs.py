@@ -103,7 +103,8 @@ TASK: Mapping[str, tuple[str, str]] = {
     "protocol": ("a named bundle of defaults ([below](#protocols))", "protocol: virb2021"),
     "num_epochs": ("epochs of every training config; schedules span them", "num_epochs: 100"),
     "batch_size": (
-        "samples per optimizer step, whatever the number of devices; the learning rate is never scaled with it",
+        "samples per optimizer step, whatever the number of devices; learning rates that you give are never scaled with it "
+        "(`dino-linear`'s own are)",
         "batch_size: 512",
     ),
     "test_batch_size": ("samples per step when heads are scored; changes speed and memory", "test_batch_size: 4096"),
@@ -114,6 +115,10 @@ TASK: Mapping[str, tuple[str, str]] = {
     "task_head_weights_path": (
         "score the heads that a glob finds instead of training ([below](#eval-only-tasks)); `%s` is the encoder's name",
         "task_head_weights_path: out/%s/Imagenet*/model_head.pt",
+    ),
+    "head_layout": (
+        "of heads that others trained on [CLS] and the mean patch token: their numbers in turn, or one after the other",
+        "head_layout: concatenated",
     ),
     "heads_from": (
         "score the chosen head of another label, of this run or of the results folder ([below](#eval-only-tasks))",
@@ -199,6 +204,7 @@ DEFAULTS = {
     "test_batch_size": "the larger of `batch_size` and 1024",
     "pre_encode": "`true`",
     "task_head_weights_path": "none",
+    "head_layout": "`interleaved` for DINO's names (`module.linear.*`), else `concatenated`",
     "heads_from": "the task's (mostly none)",
     "class_map": "none",
     "limit": "none: all samples",
@@ -255,7 +261,7 @@ RECORD: Mapping[str, str] = {
     "protocol": "the protocol card: name, what was changed, and every value with who set it",
     "surface": "every training config with every seed: settings, losses, metrics, chosen epoch",
     "runs": "the chosen config by seed",
-    "index_lists": "hold-outs: count, hash, and the indices (long lists lie in `samples.npz`)",
+    "index_lists": "hold-outs, draws, limits: count, hash, and the samples' places in their split (long lists lie in `samples.npz`)",
     "bad_images": "samples that were left out because an image does not decode",
     "streamed": "features were encoded while they were read",
     "notes": "what a reader should know: classes without samples, configs that diverged, batches that memory did not hold",
@@ -423,6 +429,14 @@ def protocols() -> str:
             for p in PROTOCOLS.values()
         ]
         rows.append([f"probe `{probe}`", *cells])
+    for task_id in dict.fromkeys(task_id for p in PROTOCOLS.values() for task_id in p.tasks):
+        rows.append([f"task `{task_id}`", *(_bundle(p.tasks[task_id]) if task_id in p.tasks else "" for p in PROTOCOLS.values())])
+    rows.append(
+        [
+            "learning rates of its grids",
+            *(f"per {p.lr_per} samples: x batch size / {p.lr_per}" if p.lr_per else "" for p in PROTOCOLS.values()),
+        ]
+    )
     shown = ("size", "resize", "interpolation")
     geometries = [
         {key: value for key, value in p.geometry.record().items() if key in shown} if p.geometry else {} for p in PROTOCOLS.values()

@@ -7,7 +7,7 @@ official validation set, say), ``val`` an official validation split beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Count = int | tuple[int, ...]  # several: published versions of different size
 
@@ -23,6 +23,7 @@ class Facts:
     source: str
     licence: str
     total: int | None = None  # of all splits, where the split is not official
+    by_note: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)  # how a reader's note begins -> the numbers of that split
 
 
 _STANFORD = "research and educational use, not commercial"
@@ -54,6 +55,7 @@ FACTS: dict[str, Facts] = {
         "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz, and Partitions.zip beside it",
         "research use",
         total=108_754,
+        by_note={"official partition": {"train": 19_850, "test": 19_850}},
     ),
     "cifar100": Facts(
         ("cifar-100-python", "cifar-100", "cifar-100-binary", "cifar100"),
@@ -88,6 +90,7 @@ FACTS: dict[str, Facts] = {
         "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip)",
         "MIT",
         total=27_000,
+        by_note={"split: the lists": {"train": 16_200, "val": 5_400, "test": 5_400}},
     ),
     "pets": Facts(
         ("oxford-iiit-pet", "pets"),
@@ -104,6 +107,7 @@ FACTS: dict[str, Facts] = {
         "0.6 GB",
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
         "research use",
+        by_note={"folders": {"train": (1_880, 3_760), "test": 1_880}},
     ),
     "clevr": Facts(
         ("CLEVR", "clevr/CLEVR_v1.0", "CLEVR_v1.0"),
@@ -272,5 +276,3 @@ FACTS: dict[str, Facts] = {
         _IMAGENET,
     ),
 }
-
-EXPECTED: dict[str, Mapping[str, Count]] = {name: facts.splits for name, facts in FACTS.items()}
