@@ -458,6 +458,8 @@ def test_lists(call: Call, here: Path) -> None:
     assert re.search(r"^digits +image-level, semantic +linear +top-1 +1,438 / hold-out / 359 +which digit", out, re.MULTILINE)
     assert re.search(r"^folder .* your own ", out, re.MULTILINE)
     assert re.search(r"^KITTI +pixelwise, structural +siamese +EPE", out, re.MULTILINE)
+    for task, sizes in PUBLISHED.items():
+        assert re.search(rf"^{re.escape(task)} .*  {re.escape(sizes)}  ", out, re.MULTILINE), task
     assert "resnet50" in call("list", "encoders")[1]
     assert re.search(
         r"^shapes +n_train=3000, n_test=1000, size=64, seed=0 +One image per sample", call("list", "datasets")[1], re.MULTILINE
@@ -485,7 +487,20 @@ def test_show_gives_every_value_and_its_origin(call: Call) -> None:
 
     from virb.tasks.resolve import ResolvedTask
 
-    hidden = {"label", "changed", "configs", "data", "stream", "origins", "where", "places", "modules", "windows", "score_size"}
+    hidden = {
+        "label",
+        "changed",
+        "configs",
+        "data",
+        "stream",
+        "origins",
+        "where",
+        "places",
+        "modules",
+        "limit_by_defaults",
+        "windows",
+        "score_size",
+    }
     assert set(ResolvedTask.__dataclass_fields__) - hidden <= set(rows)
 
 
@@ -508,3 +523,27 @@ def test_show_of_other_tasks(call: Call) -> None:
     code, _, err = call("show", "digits", "--protocol", "virb2020")
     assert code == 2
     assert "no protocol 'virb2020'; there are default, dino-knn, dino-linear, ibot-linear, linear-sweep, timet-linear, virb2021" in err
+
+
+PUBLISHED = {
+    "Pets": "3,680 / hold-out / 3,669",
+    "dtd": "1,880 / 1,880 / 1,880",
+    "dtd@virb2021": "3,760 / hold-out / 1,880",
+    "CalTech-101": "3,060 / hold-out / 6,084",
+    "SUN397": "? / hold-out / of 108,754",
+    "Imagenet100": "130,000 or 126,689 / hold-out / 5,000",
+    "Imagenetv2": "- / - / 10,000",
+    "ImagenetC": "- / - / 3,750,000",
+    "THORNumSteps": "60,000 / hold-out / ?",
+}
+
+
+def test_help_names_every_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    from virb.cli.parser import make_parser
+    from virb.tasks.protocols import PROTOCOLS
+
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["run", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    named = text.partition("a named bundle of settings for all tasks: ")[2].partition(" --")[0].split(", ")
+    assert sorted(named) == sorted(PROTOCOLS)

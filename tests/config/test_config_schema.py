@@ -24,6 +24,7 @@ TASK: dict[str, tuple[str, str, Any]] = {
     "num_dataset_repeats": ("3", "views", 3),
     "views": ("fresh", "views", "fresh"),
     "task_head_weights_path": ("out/%s/a.pt", "task_head_weights_path", "out/%s/a.pt"),
+    "head_layout": ("concatenated", "head_layout", "concatenated"),
     "heads_from": ("Imagenet", "heads_from", "Imagenet"),
     "class_map": ("{cat: tabby}", "class_map", {"cat": "tabby"}),
     "selection": ("test-last", "selection", "test-last"),

@@ -88,6 +88,9 @@ def test_defaults_are_shared_and_a_tasks_own_key_wins(write: Write, words) -> No
     assert (str(b.explicit["batch_size"]), str(b.explicit["views"]), "num_epochs" in b.explicit) == ("t.yaml:7", "t.yaml:7", False)
     assert b.explicit["views"].key == "b.num_dataset_repeats"
     assert list(c.training_configs or ()) == ["x"]  # training_configs and grid are one thing: the task's own
+    assert a.by_defaults == {"num_epochs", "batch_size", "views", "grid"}
+    assert b.by_defaults == {"grid"}
+    assert [b.on_task(key) for key in ("views", "batch_size", "grid", "num_epochs")] == [True, True, False, False]
 
 
 def test_mistakes_in_defaults_are_said_once(write: Write, words) -> None:

@@ -236,8 +236,6 @@ def test_tasks_whose_loss_or_range_do_not_fit(make_plan: MakePlan, monkeypatch: 
 
 def test_the_head_that_retrains_a_resnet_needs_one(make_plan: MakePlan) -> None:
     task = {**MASKS, "probe": "deeplab@virb2021"}
-    refused(
-        make_plan, "retrains a copy of a ResNet's layer4, and this encoder has none; probe: deeplab works", task, TINY_VIT
-    )
+    refused(make_plan, "retrains a copy of a ResNet's layer4, and this encoder has none; probe: deeplab works", task, TINY_VIT)
     small = {"arch": "resnet18", "weights": "random"}
     refused(make_plan, "needs a ResNet whose layer4 has three bottleneck blocks (resnet50 and deeper)", task, small)

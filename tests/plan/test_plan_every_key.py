@@ -54,6 +54,7 @@ TASK: dict[str, tuple[dict[str, Any], Any, str]] = {
     "num_dataset_repeats": (DIGITS, 3, "entries"),
     "views": (DIGITS, 3, "entries"),
     "task_head_weights_path": (DIGITS, "out/%s/t-a/model_head.pt", "no head matches .*t-a/model_head.pt: run the task that trains"),
+    "head_layout": (DIGITS, "interleaved", "it needs task_head_weights_path"),
     "heads_from": (DIGITS, "other", "there is no head of other for the encoder e in out: run the task other first"),
     "class_map": (DIGITS, {"0": "zero"}, "it needs heads_from or task_head_weights_path"),
     "limit": (DIGITS, {"train": 100}, "entries"),
@@ -202,6 +203,10 @@ def config_key(make_plan: MakePlan, config: dict[str, Any], probe: str = "mlp") 
 @pytest.mark.parametrize("key", CONFIG)
 def test_training_keys(make_plan: MakePlan, key: str) -> None:
     config, value = CONFIG[key]
+    if key == "head":  # of a sample's several images; here they have one
+        with pytest.raises(ConfigError, match="a sample of this task has one image"):
+            config_key(make_plan, {**config, key: value})
+        return
     assert config_key(make_plan, config) != config_key(make_plan, {**config, key: value})
     if key in GradientConfig.model_fields:
         assert config_key(make_plan, config, "linear") != config_key(make_plan, {**config, key: value}, "linear")

@@ -346,9 +346,7 @@ def test_windows_give_what_one_big_input_gives(size: tuple[int, int], stride: tu
         one = make_split(Pictures([PALETTE[target]]), [target], [squash(*target.shape)], Colours(), LABELS, CLASSES)
         big = score(one, classify, "miou", picture=(0,))
         np.testing.assert_array_equal(sheet.pictures[sample], big.pictures[0])
-        np.testing.assert_array_equal(
-            np.concatenate([part.values for part in sheet.parts["miou"]])[sample], big.parts["miou"][0].values[0]
-        )
+        np.testing.assert_array_equal(np.concatenate([part.values for part in sheet.parts["miou"]])[sample], big.parts["miou"][0].values[0])
     assert sheet.loss is None  # windows have no targets of their own
 
 

@@ -48,19 +48,35 @@ def _tasks() -> Iterator[str]:
 
 
 def _sizes(task: Task) -> str:
-    """Samples by role, where the data needs no folder of the user's."""
+    """Samples by role: as published, or as they are where the data needs no folder of the user's."""
     from virb.data.datasets import load_dataset
+    from virb.data.datasets.facts import FACTS
     from virb.probes.base import FIT, REPORT, SELECT
 
-    try:
-        samples = load_dataset(task.dataset, **task.options).samples
-    except ViRBError:
-        return "your own"
+    facts = FACTS.get(task.dataset)
+    if facts is not None:
+        sizes = _published(facts.splits, merged=bool(task.options.get("merge_val")))
+        if facts.total is not None and "test" not in sizes:
+            sizes["test"] = f"{facts.total - facts.splits['train']:,}" if "train" in sizes else f"of {facts.total:,}"  # type: ignore[operator]
+    else:
+        try:
+            sizes = {split: f"{len(samples):,}" for split, samples in load_dataset(task.dataset, **task.options).samples.items()}
+        except ViRBError:
+            return "your own"
     counts = []
     for role in (FIT, SELECT, REPORT):
-        split = task.roles.get(role, "")
-        counts.append(f"{len(samples[split]):,}" if split in samples else "hold-out" if role == SELECT else "-")
+        split = task.roles.get(role)
+        missing = "-" if split is None else "hold-out" if role == SELECT else "?"
+        counts.append(sizes.get(split or "", missing))
     return " / ".join(counts)
+
+
+def _published(splits: Mapping[str, Any], merged: bool) -> dict[str, str]:
+    """Sizes of the published splits; with ``merged`` the official val is part of train."""
+    sizes = dict(splits)
+    if merged and "val" in sizes:
+        sizes["train"] += sizes.pop("val")
+    return {split: " or ".join(f"{n:,}" for n in (count if isinstance(count, tuple) else (count,))) for split, count in sizes.items()}
 
 
 def _encoders() -> Iterator[str]:
@@ -191,7 +207,8 @@ def task_lines(task: ResolvedTask) -> Iterator[str]:
         ("training_configs", str(len(task.configs)), task.origins.get("training_configs", "default")),
     ]
     values = {"limit": task.limit, "heads_path": task.heads_path, "heads_from": task.heads_from, "class_map": task.class_map}
-    origin = {"limit": task.origins["limit"], "class_map": str(task.places.get("class_map", "default"))}
+    values["head_layout"] = task.head_layout
+    origin = {"limit": task.origins["limit"], **{key: str(task.places.get(key, "default")) for key in ("class_map", "head_layout")}}
     rows += [
         (key, _pairs(value) if isinstance(value, Mapping) else value or "none", origin.get(key, task.origins["heads"]))
         for key, value in values.items()

@@ -217,6 +217,7 @@ class TaskSettings(Strict):
     test_batch_size: Count | None = None
     pre_encode: bool | None = None
     task_head_weights_path: Text | None = None  # a glob; %s stands for the encoder's name
+    head_layout: Literal["interleaved", "concatenated"] | None = None  # of such heads on two vectors, where others trained them
     heads_from: Text | None = None  # the label whose heads are scored
     class_map: dict[str, Text] | None = None  # class of this task -> class of the heads, where the names differ
     selection: Literal["val", "test-last", "test-best"] | None = None
@@ -310,15 +311,21 @@ class TaskConfig(TaskSettings):
     """One task of a file. ``training_configs`` are checked by the probe's own record and include those of ``grid``.
 
     ``explicit`` has the place of every key that was given (``views`` also when written as num_dataset_repeats; a key of the file's
-    ``defaults`` points there), ``config_where`` that of every training config. Neither they nor ``where`` are part of equality.
+    ``defaults`` points there), ``by_defaults`` the keys that were given there, ``config_where`` the place of every training config. Neither
+    they nor ``where`` are part of equality.
     """
 
     label: str
     views: int | Literal["fresh"] | None = None
     training_configs: dict[str, SerializeAsAny[BaseModel]] | None = None
     explicit: dict[str, Where] = Field(exclude=True, repr=False)
+    by_defaults: frozenset[str] = Field(default=frozenset(), exclude=True, repr=False)
     config_where: dict[str, Where] = Field(default_factory=dict, exclude=True, repr=False)
     where: Where = Field(exclude=True, repr=False)
+
+    def on_task(self, key: str) -> bool:
+        """Whether the task itself gives the key, not the file's ``defaults`` for all of its tasks."""
+        return key in self.explicit and key not in self.by_defaults
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TaskConfig) and self.model_dump() == other.model_dump()

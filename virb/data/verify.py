@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from virb.data.datasets import load_dataset
 from virb.data.datasets.common import EXTENSIONS
 from virb.data.datasets.facts import FACTS, Count
+from virb.data.datasets.imagenet import LOW_SHOT_LISTS
 from virb.data.images import Dataset, FileImages, ImageList
 from virb.data.prepare import split_record, stored_split
 from virb.data.sequences import FileSequence
@@ -78,7 +81,9 @@ def verify(name: str, root: Path, *, decode: bool = True, workers: int | None = 
     for folder in _folders(dataset):
         _check_pairs(name, folder, report)
         _check_stored_split(dataset, folder, report)
+        _check_low_shot_lists(name, dataset, folder, report)
     _check_listed(dataset, report)
+    _check_shared(dataset, report)
     if decode:
         _check_images(name, dataset, workers or os.cpu_count() or 1, tell, report)
         for is_wrong, text, names in check_targets(dataset, workers or os.cpu_count() or 1, tell):
@@ -91,13 +96,15 @@ def _check_counts(name: str, dataset: Dataset, report: Report) -> None:
     if facts is None:
         return
     tell = report.know if name in _ROUGH else report.wrong
-    for split, count in facts.splits.items():
+    found = next((splits for start, splits in facts.by_note.items() if dataset.note.startswith(start)), None)
+    splits, in_all = (facts.splits, facts.total) if found is None else (found, None)
+    for split, count in splits.items():
         there = len(dataset.samples.get(split, ()))
         if there not in _allowed(count):
             tell(f"{split} has {there:,} samples; published are {' or '.join(f'{n:,}' for n in _allowed(count))}")
     total = sum(map(len, dataset.samples.values()))
-    if facts.total not in (None, total):
-        tell(f"there are {total:,} samples; published are {facts.total:,}")
+    if in_all not in (None, total):
+        tell(f"there are {total:,} samples; published are {in_all:,}")
     n_classes = len(next(iter(dataset.classes.values()), ()))
     if facts.n_classes not in (None, n_classes):
         tell(f"there are {n_classes:,} classes; published are {facts.n_classes:,}")
@@ -142,6 +149,26 @@ def _check_stored_split(dataset: Dataset, folder: Path, report: Report) -> None:
             report.wrong(f"{split} differs from the split that was stored in {folder} by {len(changed):,} samples", changed)
 
 
+def _check_low_shot_lists(name: str, dataset: Dataset, folder: Path, report: Report) -> None:
+    """ImageNet's lists of 1 % and 10 %, where they lie beside its images."""
+    if name != "imagenet" or "train" not in dataset.samples:
+        return
+    for file, (_, count) in LOW_SHOT_LISTS.items():
+        try:
+            names = (folder / file).read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            report.wrong(f"{folder / file} cannot be read ({error})")
+            continue
+        if len(names) != count:
+            report.wrong(f"{file} has {len(names):,} names; published are {count:,}")
+        known = {PurePosixPath(str(sample)).stem for sample in dataset.samples["train"].ids}
+        unknown = [listed for listed in names if PurePosixPath(listed).stem not in known]
+        if unknown:
+            report.wrong(f"{len(unknown):,} names of {file} stand for no image of train", unknown)
+
+
 def _check_listed(dataset: Dataset, report: Report) -> None:
     """Images that lie beside those of the splits and are in none."""
     listed: dict[tuple[str, str], set[str]] = {}
@@ -163,6 +190,23 @@ def _check_listed(dataset: Dataset, report: Report) -> None:
             extra += [f"{parent}/{name}" for name in names if name not in files]
     if extra:
         report.know(f"{len(extra):,} images lie beside the others and are in no split", sorted(extra))
+
+
+def _check_shared(dataset: Dataset, report: Report) -> None:
+    """What two splits have in common without having a sample in common: images of several samples each, and what samples come from
+    (scenes, drives), of which a test is easier than of new ones."""
+    for i, (first, one) in enumerate(dataset.samples.items()):
+        for second in list(dataset.samples)[i + 1 :]:
+            other = dataset.samples[second]
+            paths = [set(getattr(dataset.lists[part.images], "paths", ())) for part in (one, other)]
+            if one.images != other.images and (both := paths[0] & paths[1]):
+                report.know(f"{len(both):,} images of {second} are those of {first}, too", sorted(both))
+            if (one.units == one.ids).all() or (other.units == other.ids).all():
+                continue
+            if shared := set(one.units.tolist()) & set(other.units.tolist()):
+                n_units, n_samples = len(set(other.units.tolist())), int(np.isin(other.units, list(shared)).sum())
+                text = f"{len(shared):,} of the {n_units:,} places or drives of {second} ({n_samples:,} samples) are in {first}, too"
+                report.know(text, sorted(shared))
 
 
 def _check_images(name: str, dataset: Dataset, workers: int, tell: Tell, report: Report) -> None:

@@ -15,8 +15,8 @@ from virb.config.tree import Report
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
 from virb.data.windows import WindowedImages
-from virb.encoders.base import Encoder
-from virb.encoders.download import NotDownloaded, Progress
+from virb.encoders.base import Encoder, EncoderSpec
+from virb.encoders.download import NotDownloaded
 from virb.encoders.load import load_encoder
 from virb.encoders.requests import Request
 from virb.encoders.verify import Failed, Verified, verify_encoder
@@ -24,21 +24,23 @@ from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
 from virb.features.passes import Wanted
 from virb.io import can_write, existing_parent, hash_record
-from virb.plan.geometry import check_dense, choose_geometry, own_geometry, seen_as, with_geometry
-from virb.plan.heads import HeadSource, class_columns, head_sources
+from virb.plan.geometry import check_dense, choose_geometry, geometry_of_score, own_geometry, seen_as, with_geometry
+from virb.plan.heads import HeadSource, NoHead, class_columns, head_sources
 from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
 from virb.plan.measure import Meter
 from virb.plan.samples import Datasets, TaskData
 from virb.plan.units import assemble
-from virb.probes.base import probe_names
+from virb.probes.base import FIT, probe_names
 from virb.probes.split import sample_width
 from virb.results.store import conflicts, finished
 from virb.sources import source_hash
 from virb.tasks.protocols import PROTOCOLS, no_protocol
 from virb.tasks.resolve import ResolvedTask, canonical, get_probe, resolve_task
+from virb.transfer import Progress
 
 RESULT_FORMAT = 1  # raised when code changes what a probe or metric computes
 Config = EncoderConfig | InMemory
+_SPLITS = ("train", "val", "test")  # a file's defaults may limit these whatever its tasks have
 
 
 def build_plan(
@@ -82,7 +84,7 @@ def draft_plan(
     if builder.problems:
         raise ConfigError(builder.problems)
     parts = {task.label: _own_part((texts or {}).get(task.where.file, ""), task.where) for task, _ in resolved if task.where}
-    return Draft(settings, builder.planned, builder.jobs, builder.entries, builder.lists, parts)
+    return Draft(settings, builder.planned, builder.jobs, builder.entries, builder.lists, parts, tuple(builder.notes))
 
 
 @dataclass
@@ -97,6 +99,9 @@ class _Builder:
     jobs: dict[str, Job] = field(default_factory=dict)
     lists: dict[str, ImageList] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)  # of the files, in lower case
+    added: dict[str, tuple[ResolvedTask, TaskData]] = field(default_factory=dict)  # tasks whose heads others score
 
     def add_problem(self, where: Where, error: ViRBError | str, key: str = "") -> None:
         if isinstance(error, ConfigError):
@@ -122,9 +127,10 @@ class _Builder:
             try:
                 tasks = resolve_task(config, protocol, self.settings.seed)
                 where = tasks[0].place("data")
-                resolved += [(task, self.datasets.task_data(task)) for task in tasks]
+                resolved += [(with_limit(task, data.limit), data) for task in tasks for data in [self.datasets.task_data(task)]]
             except ViRBError as error:
                 self.add_problem(where, error)
+        self.problems += idle_limits(configs, resolved)
         labels, report = UniqueNames(), Report()
         first: dict[str, ResolvedTask] = {}
         for task, _ in resolved:
@@ -132,6 +138,7 @@ class _Builder:
             first.setdefault(task.label.casefold(), task)
         collisions = path_collisions((task.label, list(task.configs), task.place("task")) for task in first.values())
         self.problems += [*report, *collisions]
+        self.labels = {*first, *(config.label.casefold() for config in configs)}
         return resolved
 
     def usable(self, configs: Sequence[Config]) -> list[Config]:
@@ -168,6 +175,8 @@ class _Builder:
         for task, data in sorted(tasks, key=lambda pair: pair[0].scores_heads):
             try:
                 job = self._score_job(config, encoder, task, data) if task.scores_heads else self._job(config, encoder, task, data)
+            except ConfigError as error:
+                self.problems += error.problems
             except ViRBError as error:
                 name = f'encoder "{config.name}"'
                 key = "task_head_weights_path" if task.heads_path else "heads_from" if task.heads_from else "features"
@@ -179,6 +188,7 @@ class _Builder:
     def _job(self, config: Config, encoder: Encoder, task: ResolvedTask, data: TaskData) -> Job:
         geometry, source = choose_geometry(self.settings, config, encoder.spec, task)
         task = with_geometry(task, geometry, source)
+        task = with_features(task, encoder.spec)
         encoder.spec.check(task.features)
         roles = dict(data.roles)
         probe = get_probe(task.probe)
@@ -201,6 +211,8 @@ class _Builder:
                     probe.check_maps(task.task.dense, shapes, n_images)
                     if hasattr(probe, "check_encoder"):
                         probe.check_encoder(encoder, shapes)
+            if FIT in roles and hasattr(probe, "check_configs"):
+                self._check_configs(config, task, probe, roles[FIT])
         if hasattr(probe, "check_targets") and task.task.dense is not None:
             probe.check_targets(task.task.dense, len(data.classes) if data.classes else None, task.configs, task.task.loss)
         self.lists.update(data.images)
@@ -215,7 +227,17 @@ class _Builder:
             classes=data.classes,
             nbytes=sum(self.entries[key].nbytes for plan in roles.values() for key in plan.entries),
             n_samples={role: len(plan.samples.ids) for role, plan in roles.items()},
+            listed=data.listed,
+            data_note=data.note,
         )
+
+    def _check_configs(self, config: Config, task: ResolvedTask, probe: Any, fit: RolePlan) -> None:
+        try:
+            probe.check_configs(task.configs, _sample_shape(fit, self.entries[fit.entries[0]].row_shape))
+        except UserError as error:
+            where = task.place("training_configs" if "training_configs" in task.places else "grid")
+            text = f'encoder "{config.name}": {error}'
+            raise ConfigError([Problem(where.file, where.line, where.key or task.label, text)]) from None
 
     def _score_job(self, config: Config, encoder: Encoder, task: ResolvedTask, data: TaskData) -> Job:
         """Features are made as the heads know them: request and geometry are those of their training."""
@@ -223,20 +245,14 @@ class _Builder:
             raise UserError(f"heads of pixelwise tasks cannot be scored on another task yet; train {task.task.id} itself")
         if self.settings.keep_heads == "none":
             raise UserError("--keep_heads none leaves no head to score")
-        trained = [job for job in self.jobs.values() if job.encoder == config.name and not job.heads]
-        sources = head_sources(task, config.name, encoder.spec.encoder_id, trained, self.settings.out)
+        sources = self._sources(config, encoder, task)
         sources = [replace(source, columns=class_columns(task.task, data.classes, source, task.class_map)) for source in sources]
         first = sources[0]
         for source in sources[1:]:
             if (source.request, source.geometry) != (first.request, first.geometry):
                 raise UserError(f"the heads of {first} and {source} were trained on different features; score them in tasks of their own")
         task = _as_trained(task, first)
-        if first.geometry is None:
-            geometry, origin = choose_geometry(self.settings, config, encoder.spec, task)
-        elif self.settings.input_size:
-            geometry, origin = choose_geometry(self.settings, config, encoder.spec, replace(task, geometry=first.geometry))
-        else:
-            geometry, origin = replace(first.geometry, view=None), f"heads of {first}"
+        geometry, origin = geometry_of_score(self.settings, config, encoder.spec, task, first.geometry, str(first))
         encoder.spec.check(task.features)
         (role, plan), *_ = data.roles.items()
         roles = {role: replace(plan, entries=(self._entry(encoder, geometry, task, plan, data, task.features),))}
@@ -254,7 +270,46 @@ class _Builder:
             nbytes=self.entries[roles[role].entries[0]].nbytes,
             n_samples={role: len(plan.samples.ids)},
             heads=tuple(sources),
+            data_note=data.note,
         )
+
+    def _sources(self, config: Config, encoder: Encoder, task: ResolvedTask) -> list[HeadSource]:
+        """The heads of an eval-only task. Where there are none, the task that trains them is added to the plan."""
+
+        def found() -> list[HeadSource]:
+            trained = [job for job in self.jobs.values() if job.encoder == config.name and not job.heads]
+            return head_sources(task, config.name, encoder.spec.encoder_id, trained, self.settings.out)
+
+        try:
+            return found()
+        except NoHead as error:
+            if error.task_id is None:
+                raise
+            if error.task_id.casefold() in self.labels:
+                without = self.jobs.get(f"{config.name}/{error.task_id}")
+                taken = f" (the label {error.task_id} is taken by a task that trains none)" if without is not None else ""
+                raise UserError(f"{error}{taken}") from None
+            trainer, data = self._added(error.task_id, task)
+            job = self._job(config, encoder, trainer, data)
+            self.jobs[job.id] = job
+        return found()
+
+    def _added(self, task_id: str, asked_by: ResolvedTask) -> tuple[ResolvedTask, TaskData]:
+        """A task of the catalogue as it is by default, under its id. UserError where its data are not there."""
+        if task_id not in self.added:
+            config = TaskConfig(task=task_id, label=task_id, explicit={}, where=asked_by.place("task"))
+            try:
+                (task,) = resolve_task(config, self.settings.protocol, self.settings.seed)
+                data = self.datasets.task_data(task)
+            except ViRBError as error:
+                text = f"{asked_by.label} scores heads of {task_id}, which neither these files train nor {self.settings.out} has"
+                raise UserError(f"{text}; {task_id} cannot be trained first: {error}") from None
+            self.added[task_id] = task, data
+            self.notes.append(
+                f"{task_id} is trained first, with its defaults: {asked_by.label} scores its heads, and neither these files nor "
+                f"{self.settings.out} have them"
+            )
+        return self.added[task_id]
 
     def _entry(self, encoder: Encoder, geometry: Geometry, task: ResolvedTask, plan: RolePlan, data: TaskData, request: str) -> str:
         """The key of the entry, which may be another task's or another encoder's of the same signature already."""
@@ -316,6 +371,37 @@ def _images_per_sample(plan: RolePlan) -> int | None:
     return None if rows is None else rows.shape[1]
 
 
+def with_limit(task: ResolvedTask, limit: Mapping[str, int]) -> ResolvedTask:
+    """The task without the limits of splits that its dataset lacks (a file's defaults may name some)."""
+    if limit == task.limit:
+        return task
+    changed = {key: value for key, value in task.changed.items() if key != "limit"} | ({"limit": dict(limit)} if limit else {})
+    return replace(task, limit=limit, changed=changed)
+
+
+def idle_limits(configs: Sequence[TaskConfig], resolved: Sequence[tuple[ResolvedTask, TaskData]]) -> list[Problem]:
+    """Splits that a file's defaults limit and none of its tasks has, unless they have a usual name: such as ``trian``."""
+    used = {(task.place("limit"), split) for task, _ in resolved for split in task.limit}
+    wheres = {config.explicit["limit"]: config.limit or {} for config in configs if "limit" in config.by_defaults}
+    idle = [(where, split) for where, limit in wheres.items() for split in limit if split not in _SPLITS and (where, split) not in used]
+    return [Problem(where.file, where.line, where.key, f"no task of this file has a split {split!r}") for where, split in idle]
+
+
+def with_features(task: ResolvedTask, spec: EncoderSpec) -> ResolvedTask:
+    """Where the protocol names several features and nobody chose one of them: the first that this encoder has."""
+    source = f"protocol {task.protocol}"
+    if task.origins.get("features") != source:
+        return task
+    for number, request in enumerate(PROTOCOLS[task.protocol].options.get("features", ())):
+        try:
+            spec.check(request)
+        except ViRBError:
+            continue
+        origin = source if not number else f"{source}, the first of its features that {spec.name} has"
+        return replace(task, features=request, origins={**task.origins, "features": origin})
+    return task
+
+
 def _sample_shape(plan: RolePlan, row_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """Shape of one sample's features: the row's own, with an axis in front where a sample has several images; None when they differ."""
     rows = plan.samples.fixed_rows()
@@ -356,6 +442,7 @@ def job_key(
             "views": task.views,
             "augment": task.augment,
             "on_bad_image": task.on_bad_image,
+            **({"listed": data.listed.positions} if data.listed else {}),
         }
     )
 
@@ -405,7 +492,9 @@ def score_key(
             "numerics": settings.numerics.record(),
             "roles": {role: {"entries": plan.entries, "list": plan.list_id, "samples": data.ids[role]} for role, plan in roles.items()},
             "task": {"id": task.task.id, "target": task.task.target, "metrics": task.task.metrics},
-            "heads": [{"key": source.key, "columns": source.columns} for source in sources],
+            "heads": [
+                {"key": source.key, "columns": source.columns, **({"layout": source.layout} if source.layout else {})} for source in sources
+            ],
             "on_bad_image": task.on_bad_image,
         }
     )

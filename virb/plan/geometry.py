@@ -80,6 +80,24 @@ def check_dense(geometry: Geometry, task: ResolvedTask, samples: int | None) -> 
             raise UserError(f"{task.task.id} has targets that are resized with whole images, as published; write augment: none")
 
 
+def geometry_of_score(
+    settings: RunSettings, config: EncoderConfig | InMemory, spec: EncoderSpec, task: ResolvedTask, known: Geometry | None, heads: str
+) -> tuple[Geometry, str]:
+    """Of an eval-only job: as its heads ``known`` their features. Where such a task fixes the geometry, its images were published cut to
+    that size, and stay whole: for heads of another size they are resized, not cut again."""
+    fixed = task.task.geometry if task.task.heads_from else None
+    asked = replace(task, geometry=known or (PROTOCOLS[task.protocol].geometry if fixed else task.geometry))
+    if known is None or settings.input_size:
+        geometry, origin = choose_geometry(settings, config, spec, asked)
+    else:
+        geometry, origin = replace(known, view=None), f"heads of {heads}"
+    if fixed is None:
+        return geometry, origin
+    if geometry.size not in (None, fixed.size):
+        fixed = Geometry(geometry.size, "squash", "none", 1.0, geometry.interpolation, None)
+    return fixed, f"task {task.task.id}"
+
+
 def with_geometry(task: ResolvedTask, geometry: Geometry, source: str) -> ResolvedTask:
     """The task, with the geometry among its changes where its protocol fixes another one."""
     if PROTOCOLS[task.protocol].geometry is None or geometry == task.geometry:

@@ -15,6 +15,7 @@ from virb.features.cache import EntryRecord
 from virb.features.passes import Numerics, Wanted
 from virb.plan.graph import Unit
 from virb.plan.heads import HeadSource
+from virb.probes.base import Listed
 from virb.tasks.resolve import ResolvedTask
 
 
@@ -123,6 +124,8 @@ class Job:
     nbytes: int  # of its features in storage precision
     n_samples: Mapping[str, int]
     heads: tuple[HeadSource, ...] = ()  # of an eval-only job: what it scores
+    listed: Listed | None = None  # fit samples that a file names
+    data_note: str = ""  # what the dataset's reader found on disk: the layout, the rule of the split
 
     @property
     def label(self) -> str:
@@ -143,6 +146,7 @@ class Draft:
     entries: Mapping[str, Entry]
     lists: Mapping[str, ImageList]
     texts: Mapping[str, str] = field(default_factory=dict)  # label -> its part of the file, as read
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _START_SECONDS = 5.0  # of worker processes, when there are several
 
 def assemble(draft: Draft) -> Plan:
     """The plan of a checked input: what is done, what is cached, and the units for the rest. Reads folders, writes nothing."""
-    settings, notes = draft.settings, list[str]()
+    settings, notes = draft.settings, list(draft.notes)
     done = {job.id for job in draft.jobs.values() if not settings.force and finished(settings.out, job.encoder, job.label, job.key)}
     to_do = [job for job in draft.jobs.values() if job.id not in done]
     folder = cache_folder(settings)

@@ -79,6 +79,15 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """Samples that a file names, which decides what is learned from: they are never held out. ``missing`` names stand for no sample."""
+
+    file: str
+    positions: tuple[int, ...]  # ascending
+    missing: int = 0
+
+
+@dataclass(frozen=True)
 class RoleData:
     """One role of a task: what was encoded, and the targets unless the role is unlabelled."""
 
@@ -88,6 +97,7 @@ class RoleData:
     units: np.ndarray
     maps: tuple[Features, ...] = ()  # one per tensor of the request, for probes that read several; ``features`` is the first
     seen: Seen | None = None  # for tasks whose targets follow the pixels
+    listed: Listed | None = None  # of fit
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -169,7 +179,9 @@ class Outcome:
 
     runs: list[Run]
     chosen: str
-    index_lists: dict[str, list[int]] = field(default_factory=dict)  # hold-outs and draws (positions in ``fit``), stored with the result
+    index_lists: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # hold-outs and draws (positions in ``fit``); stored as those in the split
     selected_on: str = "val"  # "none": no config was preferred to another by any number
     notes: list[str] = field(default_factory=list)
     pictures: dict[int, Any] = field(default_factory=dict)  # report sample -> the chosen config's prediction, for a few of them
@@ -192,9 +204,21 @@ class Probe(Protocol):
     # A probe that reads all tensors of a request (``pyramid``, ``tokens[3,7,11]``) says ``reads_maps = True``.
     # ``features`` is the request that it takes where a task is answered by another probe by default.
     # One that cannot train its chosen config again on fit + select says ``refits = False``.
-    # A probe may refuse features while the run is planned (UserError), by the shape of one sample's (None: samples differ in shape):
+    # A probe that is not trained epoch by epoch says so: it sees plain images, and takes no num_epochs, batch_size, views or augment:
+    # by_epochs: ClassVar[bool] = False
+    # One that leaves no head that could be scored on another task's images says so:
+    # has_heads: ClassVar[bool] = False
+    # One that needs a class number of every sample says so:
+    # targets: ClassVar[str] = "class"
+    # It may refuse things while the run is planned (UserError): features, by the shape of one sample's (None: samples differ in shape), and
+    # training configs, beside the shape of one fit sample's features:
     # @staticmethod
     # def check_features(role: str, shape: tuple[int, ...] | None) -> None
+    # def check_configs(configs: Mapping[str, BaseModel], shape: tuple[int, ...] | None) -> None
+    # and may read, then too, which fit samples a file names: ``folder`` is that of the dataset's images, if they lie in one, and
+    # ``places`` are folders below which a relative path is sought
+    # def listed(configs: Mapping[str, BaseModel], sample_ids: np.ndarray, dataset: str, folder: Path | None, places: Sequence[Path])
+    #     -> Listed | None
     # and it has exactly one of these, by ``shape``:
     # def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome
     # def from_batches(self, encoder, loaders: Mapping[str, BatchLoader], settings: Settings, context: Context) -> Outcome
@@ -232,6 +256,21 @@ class OnlineSample:
 
 
 _PROBES: dict[str, Any] = {}
+
+
+def by_epochs(probe: Any) -> bool:
+    """Whether a probe (its class) is trained epoch by epoch, and so may see another augmented view of an image in each."""
+    return bool(getattr(probe, "by_epochs", True))
+
+
+def has_heads(probe: Any) -> bool:
+    """Whether a probe (its class) leaves heads, which eval-only tasks score."""
+    return bool(getattr(probe, "has_heads", True))
+
+
+def class_targets_only(probe: Any) -> bool:
+    """Whether a probe (its class) needs one class number per sample."""
+    return getattr(probe, "targets", None) == "class"
 
 
 def register_probe(cls: Any) -> Any:

@@ -366,6 +366,8 @@ def _card(facts: JobFacts) -> schema.ProtocolCard:
         "metrics": (list(task.task.metrics), f"task {task.task.id}"),
         "loss": (task.task.loss, f"task {task.task.id}"),
     }
+    if job.data_note:
+        values["data"] = (job.data_note, f"dataset {task.task.dataset}")
     if task.limit:
         values["limit"] = (dict(task.limit), task.origins.get("limit", ""))
     if task.windows:

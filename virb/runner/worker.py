@@ -28,7 +28,21 @@ from virb.metrics.base import find_metric
 from virb.plan.graph import Unit, UnitReport
 from virb.plan.jobs import Entry, Job, PassWork, RolePlan, RunContext
 from virb.plan.samples import class_numbers
-from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Seen, Settings, is_labelled
+from virb.probes.base import (
+    FIT,
+    REPORT,
+    SELECT,
+    ConfigOutcome,
+    Context,
+    Listed,
+    Outcome,
+    Predictions,
+    RoleData,
+    Run,
+    Seen,
+    Settings,
+    is_labelled,
+)
 from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, usable_samples
 from virb.probes.score import score_heads
 from virb.probes.selection import hold_out
@@ -157,6 +171,9 @@ class _Doer:
             else:
                 facts.streamed = True
                 outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
+            if FIT in chosen:
+                lists = outcome.index_lists.items()
+                outcome.index_lists = {name: in_the_split(job.roles[FIT], chosen[FIT][positions]) for name, positions in lists}
             facts.stage("probe", began, outcome_epochs(outcome))
             self._draw(job, outcome, chosen, curves, facts)
             curves.close()  # before the record that says that everything is there
@@ -207,7 +224,8 @@ class _Doer:
         facts.chosen_samples = chosen
         if SELECT in job.roles and job.roles[SELECT].held_out:
             samples, pool = job.roles[SELECT].samples, chosen[FIT]
-            fit, select = hold_out(_class_targets(samples.targets[job.task.task.target], pool), samples.units[pool], seed=0)
+            keep = _positions_of(job.listed, pool)
+            fit, select = hold_out(_class_targets(samples.targets[job.task.task.target], pool), samples.units[pool], seed=0, keep=keep)
             chosen[FIT], chosen[SELECT] = pool[fit], pool[select]
             facts.index_lists["select"] = in_the_split(job.roles[SELECT], chosen[SELECT])
         return chosen
@@ -220,6 +238,8 @@ class _Doer:
             maps = [[rows[key] for key in entries] for entries in plan.maps()]
             target = _visible_target(job, role)
             roles[role] = role_data(plan.samples, target, chosen[role], maps, self.device, tier, self._seen(job, plan))
+        if job.listed is not None:
+            roles[FIT] = replace(roles[FIT], listed=replace(job.listed, positions=tuple(_positions_of(job.listed, chosen[FIT]))))
         return roles
 
     def _rows(self, job: Job, plan: RolePlan, facts: JobFacts) -> dict[str, Rows]:
@@ -328,6 +348,11 @@ class _Doer:
 def in_the_split(plan: RolePlan, chosen: np.ndarray) -> list[int]:
     """Samples of a role as numbers in the whole split, also where a limit leaves some out."""
     return chosen.tolist() if plan.limited is None else [plan.limited[i] for i in chosen.tolist()]
+
+
+def _positions_of(listed: Listed | None, chosen: np.ndarray) -> list[int]:
+    """Where the listed samples stand among those that take part."""
+    return [] if listed is None else np.flatnonzero(np.isin(chosen, listed.positions)).tolist()
 
 
 def _visible_target(job: Job, role: str) -> str | None:

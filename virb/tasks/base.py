@@ -38,7 +38,7 @@ class Task:
     roles: Mapping[str, str] = field(
         default_factory=lambda: {"fit": "train", "select": "val", "report": "test"}
     )  # role (see virb.probes.base) -> split; a missing val is held out
-    geometry: Geometry | None = None  # where the task fixes it
+    geometry: Geometry | None = None  # where the task fixes it; of an eval-only one, for images that were published cut to this size
     dense: DenseTarget | None = None  # what the targets are that have a value per pixel; pixelwise tasks have them
     options: Mapping[str, Any] = field(default_factory=dict)  # passed to the dataset
     defaults: Mapping[str, Any] = field(default_factory=dict)  # YAML keys (num_epochs ...), below the protocol's

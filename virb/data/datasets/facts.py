@@ -6,13 +6,11 @@ official validation set, say), ``val`` an official validation split beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from virb.data.datasets.facts_semantic import SEMANTIC
 from virb.data.datasets.facts_structural import STRUCTURAL
 from virb.data.datasets.sheet import VIRB, Count, Facts
 
-__all__ = ["EXPECTED", "FACTS", "Count", "Facts"]
+__all__ = ["FACTS", "Count", "Facts"]
 
 _STANFORD = "research and educational use, not commercial"
 _IMAGENET = "ImageNet terms: non-commercial research, registration needed"
@@ -42,6 +40,7 @@ FACTS: dict[str, Facts] = {
         "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz, and Partitions.zip beside it",
         "research use",
         total=108_754,
+        by_note={"official partition": {"train": 19_850, "test": 19_850}},
     ),
     "cifar100": Facts(
         ("cifar-100-python", "cifar-100", "cifar-100-binary", "cifar100"),
@@ -76,6 +75,7 @@ FACTS: dict[str, Facts] = {
         "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip)",
         "MIT",
         total=27_000,
+        by_note={"split: the lists": {"train": 16_200, "val": 5_400, "test": 5_400}},
     ),
     "pets": Facts(
         ("oxford-iiit-pet", "pets"),
@@ -92,6 +92,7 @@ FACTS: dict[str, Facts] = {
         "0.6 GB",
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
         "research use",
+        by_note={"folders": {"train": (1_880, 3_760), "test": 1_880}},
     ),
     "clevr": Facts(
         ("CLEVR", "clevr/CLEVR_v1.0", "CLEVR_v1.0"),
@@ -262,5 +263,3 @@ FACTS: dict[str, Facts] = {
 }
 
 FACTS |= SEMANTIC | STRUCTURAL
-
-EXPECTED: dict[str, Mapping[str, Count]] = {name: facts.splits for name, facts in FACTS.items()}

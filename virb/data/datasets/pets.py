@@ -8,6 +8,8 @@ from virb.data.datasets import register_dataset
 from virb.data.datasets.common import Layout, Split, another_version, from_folders, from_splits, locate, read_lines
 from virb.data.images import Dataset
 
+_NUMBERS = frozenset(str(n) for n in range(1, 38))  # of the breeds
+
 
 @register_dataset("pets")
 def pets(root: Path | None) -> Dataset:
@@ -40,8 +42,9 @@ def _read(name: str, path: Path, names: dict[int, str]) -> tuple[list[str], list
         if line.startswith("#"):
             continue
         words = line.split()
-        if len(words) != 4 or not words[1].isdigit() or words[1] == "0":
-            raise another_version(name, path, f"lines of image, breed, species and number, but there is {line!r}")
+        if len(words) != 4 or words[1] not in _NUMBERS:
+            expected = f"lines of image, breed (1 to {len(_NUMBERS)}), species and number"
+            raise another_version(name, path, f"{expected}, but there is {line!r}")
         ids.append(words[0])
         labels.append(int(words[1]) - 1)
         breed = words[0].rpartition("_")[0]
