@@ -7,6 +7,7 @@ import re
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from virb.cli.parser import DATA_ACTIONS
 from virb.data import verify
 from virb.data.datasets.facts import FACTS
 from virb.errors import UserError
+from virb.tasks import base
 from virb.tasks.base import all_tasks
 
 BREEDS = ("Abyssinian", "Bengal")
@@ -211,8 +213,9 @@ def test_built_in_data_need_no_folder(call: Call) -> None:
     assert call("verify", "Pets")[0] == 2
 
 
-def test_what_is_not_built_yet_is_said_so(call: Call, tmp_path: Path) -> None:
-    later = next(task for task in all_tasks().values() if not task.available)
+def test_what_is_not_built_yet_is_said_so(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = replace(all_tasks()["digits"], id="Later", dataset="later", available=False)
+    monkeypatch.setitem(base._TASKS, later.id, later)
     assert call("list", later.id)[1] == f"{later.id}: not available yet\n"
     (tmp_path / "data").mkdir()
     for action in (("verify", later.id), ("download", later.id), ("prepare", later.id, "--source", ".")):

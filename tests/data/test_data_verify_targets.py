@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
-from dense_support import every_value, put_image, put_labels
+from pixel_support import every_value, put_image, put_labels
 
 from virb.data import verify as module
 from virb.data.verify import verify

@@ -198,12 +198,10 @@ def test_one_forward_serves_all_maps(tmp_path, images, vit):
     counted = Counted(vit)
     streams = encoded_rows(images, SQUASH, {name: rows[name].shape for name in names}, counted, CPU, OPTIONS)
     assert [stream.shape for stream in streams] == [rows[name].shape for name in names]
-    calls = 0
-    for asked in (np.array([3, 0, 3]), np.array([1, 2]), np.array([1, 2]), np.array([0])):
+    for calls, asked in enumerate((np.array([3, 0, 3]), np.array([1, 2]), np.array([1, 2]), np.array([0])), 1):
         for stream, name in zip(streams, names, strict=True):
             assert torch.equal(stream.read(asked), rows[name].read(asked))
-        calls += 1  # at most four rows: one batch
-        assert counted.calls == calls
+        assert counted.calls == calls  # at most four rows: one batch
     assert torch.equal(streams[2].read_one(9), rows["tokens[-1].mean"].read_one(9))  # in any order, and not all of them
     assert torch.equal(streams[2].read(np.array([9])), rows["tokens[-1].mean"].read(np.array([9])))
     assert torch.equal(streams[0].read_one(9), rows["embedding"].read_one(9))

@@ -12,7 +12,8 @@ from virb.errors import did_you_mean
 COMMANDS = ("run", "check", "list", "show", "convert", "data")
 DATA_ACTIONS = ("list", "prepare", "verify", "download")
 LISTS = ("tasks", "encoders", "datasets", "probes")
-PROTOCOL_NAMES = ("default", "linear-sweep", "virb2021", "dino-linear", "dino-knn")  # of virb.tasks.protocols, which is heavy
+# Of virb.tasks.protocols, which is heavy.
+PROTOCOL_NAMES = ("default", "linear-sweep", "virb2021", "dino-linear", "dino-knn", "timet-linear", "ibot-linear")
 _YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
 
 EXAMPLES = """examples:

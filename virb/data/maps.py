@@ -97,7 +97,8 @@ def read_kitti_flow(path: str | Path, noc_path: str | Path | None = None) -> np.
     if noc_path is not None:
         visible = _rgb16(noc_path)
         if visible.shape != raw.shape:
-            raise BadImage(f"{noc_path}: has {visible.shape[:2]} pixels (height, width), but {path} has {raw.shape[:2]}")
+            (height, width), (h, w) = visible.shape[:2], raw.shape[:2]
+            raise BadImage(f"{noc_path}: has {height} x {width} pixels (height x width), but {path} has {h} x {w}")
         flow[2] = visible[..., 2] > 0
     flow[:, raw[..., 2] == 0] = np.nan
     return flow

@@ -30,7 +30,7 @@ from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, Ro
 from virb.plan.measure import Meter
 from virb.plan.samples import Datasets, TaskData
 from virb.plan.units import assemble
-from virb.probes.base import FIT, probe_names
+from virb.probes.base import FIT
 from virb.probes.split import sample_width
 from virb.results.store import conflicts, finished
 from virb.sources import source_hash
@@ -195,7 +195,7 @@ class _Builder:
         if probe.shape == "features":
             maps = [str(one) for one in encoder.spec.expand(task.features)] if getattr(probe, "reads_maps", False) else [task.features]
             if task.task.dense is not None:
-                _check_dense_probe(task, probe, maps)
+                _check_kinds(maps)
             for role, plan in data.roles.items():
                 # what is windowed was checked to have one image per sample; its rows are windows
                 n_images = 1 if isinstance(data.images[plan.list_id], WindowedImages) else _images_per_sample(plan)
@@ -213,8 +213,6 @@ class _Builder:
                         probe.check_encoder(encoder, shapes)
             if FIT in roles and hasattr(probe, "check_configs"):
                 self._check_configs(config, task, probe, roles[FIT])
-        if hasattr(probe, "check_targets") and task.task.dense is not None:
-            probe.check_targets(task.task.dense, len(data.classes) if data.classes else None, task.configs, task.task.loss)
         self.lists.update(data.images)
         return Job(
             encoder=config.name,
@@ -355,11 +353,8 @@ class _Builder:
         return bool(jobs) and not self.settings.force and all(finished(out, job.encoder, job.label, job.key) for job in jobs)
 
 
-def _check_dense_probe(task: ResolvedTask, probe: Any, maps: Sequence[str]) -> None:
-    """UserError for a built-in probe that answers once per image, and for outputs that are no maps."""
-    if not getattr(probe, "reads_maps", False) and ":" not in task.probe:
-        dense = ", ".join(name for name in probe_names() if getattr(get_probe(name), "reads_maps", False))
-        raise UserError(f"the probe {task.probe} answers once per image, but {task.task.id} has a target for every pixel; there is {dense}")
+def _check_kinds(maps: Sequence[str]) -> None:
+    """UserError for outputs that have three axes and are no maps."""
     for request in maps:
         if Request.parse(request).kind == "other":
             raise UserError(f"{request} is no map; a dense probe needs maps: features: tokens[-1], or pyramid")

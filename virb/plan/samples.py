@@ -17,7 +17,7 @@ from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.io import hash_record
 from virb.plan.jobs import RolePlan
 from virb.plan.limit import Limited, limit_split
-from virb.probes.base import FIT, REPORT_UNLABELLED, SELECT, Listed, class_targets_only, is_labelled
+from virb.probes.base import FIT, REPORT_UNLABELLED, SELECT, Listed, class_targets_only, is_labelled, probe_names
 from virb.probes.selection import hold_out
 from virb.tasks.resolve import ResolvedTask, canonical, get_probe
 
@@ -73,7 +73,7 @@ class Datasets:
             images[plan.list_id] = source
         target = task.task.target
         probe = get_probe(task.probe)
-        _check_targets(task, probe, roles)
+        _check_targets(task, probe, roles, dataset.classes.get(target))
         listed = self._listed(task, probe, roles, images)
         if SELECT in roles and roles[SELECT].held_out:
             self._check_hold_out(roles[SELECT].samples, target, listed)
@@ -148,8 +148,18 @@ class Datasets:
         return found
 
 
-def _check_targets(task: ResolvedTask, probe: Any, roles: Mapping[str, RolePlan]) -> None:
-    """A probe that answers with a class needs a class of every sample."""
+def _check_targets(task: ResolvedTask, probe: Any, roles: Mapping[str, RolePlan], classes: tuple[str, ...] | None) -> None:
+    """A probe that answers with a class needs a class of every sample, one that answers pixel by pixel a target of every pixel."""
+    if task.task.dense is not None and FIT in roles:
+        if not getattr(probe, "reads_maps", False) and ":" not in task.probe:
+            dense = ", ".join(name for name in probe_names() if getattr(get_probe(name), "reads_maps", False))
+            message = f"the probe {task.probe} answers once per image, but {task.task.id} has a target for every pixel; there is {dense}"
+            raise _problem(task, "probe", message)
+        if hasattr(probe, "check_targets"):
+            try:
+                probe.check_targets(task.task.dense, len(classes) if classes else None, task.configs, task.task.loss)
+            except UserError as error:
+                raise _problem(task, "training_configs" if "training_configs" in task.places else "grid", str(error)) from None
     if FIT not in roles or not class_targets_only(probe):
         return
     if class_numbers(roles[FIT].samples.targets[task.task.target]) is None:

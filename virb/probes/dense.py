@@ -132,7 +132,7 @@ class _Work:
         self.shapes: list[MapShape] = [_map_shape(features.shape) for features in fit.role.maps]
         at_view = fit.target.at == "view"
         self.grids = {
-            name: view_grid(fit, None) if at_view else loss_grid(fit.seen, self._output_grid(name), config.loss_size)
+            name: view_grid(fit, None) if at_view else loss_grid(fit.seen, self._output_grid(name), config.loss_size, config.every_output)
             for name, config in configs.items()
         }
         self._done = 0

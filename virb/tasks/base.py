@@ -39,7 +39,7 @@ class Task:
         default_factory=lambda: {"fit": "train", "select": "val", "report": "test"}
     )  # role (see virb.probes.base) -> split; a missing val is held out
     geometry: Geometry | None = None  # where the task fixes it; of an eval-only one, for images that were published cut to this size
-    dense: DenseTarget | None = None  # what the targets are that have a value per pixel; pixelwise tasks have them
+    dense: DenseTarget | None = None  # what targets are that have a value per pixel, for the dense probes
     options: Mapping[str, Any] = field(default_factory=dict)  # passed to the dataset
     defaults: Mapping[str, Any] = field(default_factory=dict)  # YAML keys (num_epochs ...), below the protocol's
     heads_from: str | None = None  # an eval-only task: the id of the task whose heads it scores
@@ -94,9 +94,8 @@ def check_task(task: Task) -> None:
         raise UserError(f"the task {task.id} needs one role to report on: report or report-unlabelled")
     if not task.metrics:
         raise UserError(f"the task {task.id} has no metric")
-    if (task.level == "pixelwise") != (task.dense is not None):
-        problem = "is pixelwise, so it needs dense=DenseTarget(...)" if task.dense is None else f"has a dense target, but is {task.level}"
-        raise UserError(f"the task {task.id} {problem}; targets with a value per pixel (virb.data.placement) make a task pixelwise")
+    if task.dense is not None and task.level != "pixelwise":
+        raise UserError(f"the task {task.id} has a dense target, but is {task.level}; a value per pixel makes a task pixelwise")
     for name in task.metrics:
         try:
             find_metric(name)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from dense_support import every_value, ids, put_image, put_labels, target
+from pixel_support import every_value, ids, put_image, put_labels, target
 from matplotlib.path import Path as Outline
 from scipy.io import savemat
 

@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from dense_support import SIZE, every_value, ids, put_image, put_labels, target
+from pixel_support import SIZE, every_value, ids, put_image, put_labels, target
 from PIL import Image
 
 from virb.data.datasets import load_dataset

@@ -7,7 +7,7 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from dense_support import SIZE, every_value, ids, put_image, put_labels, target
+from pixel_support import SIZE, every_value, ids, put_image, put_labels, target
 from nyu_support import CLASSES, N_LABELS, frames, mapping, write_nyu
 from PIL import Image
 from scipy.io import savemat

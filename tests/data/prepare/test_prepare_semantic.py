@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from dense_support import every_value, target
+from pixel_support import every_value, target
 from nyu_support import frames, write_nyu
 from PIL import Image
 from prepare_support import put, tar, tree, zipped
