@@ -133,7 +133,7 @@ def main() -> None:
     device = torch.device(given.device)
     n = BATCH * (1 if given.quick else 2)
     print(
-        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; ViT-S/16 at {SIZE}, batch {BATCH}, {n // BATCH} an epoch\n"
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; ViT-S/16 at {SIZE}, batch {BATCH}, {n // BATCH} steps\n"
     )
     print(f"{'head':<28} {'features':<9} {'K=1':>9} {'K=8':>9} {'ratio':>6} {'GFLOP/image':>12} {'MB/image':>9}")
     rows: list[tuple[str, DenseConfig, str, int, tuple[str, ...], int]] = [

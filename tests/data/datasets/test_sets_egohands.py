@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from pixel_support import every_value, ids, put_image, put_labels, target
 from matplotlib.path import Path as Outline
+from pixel_support import every_value, ids, put_image, put_labels, target
 from scipy.io import savemat
 
 from virb.data.datasets import load_dataset

@@ -6,8 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
-from pixel_support import SIZE, every_value, ids, put_image, put_labels, target
 from PIL import Image
+from pixel_support import SIZE, every_value, ids, put_image, put_labels, target
 
 from virb.data.datasets import load_dataset
 from virb.data.datasets.camvid import part_of

@@ -7,9 +7,9 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from pixel_support import SIZE, every_value, ids, put_image, put_labels, target
 from nyu_support import CLASSES, N_LABELS, frames, mapping, write_nyu
 from PIL import Image
+from pixel_support import SIZE, every_value, ids, put_image, put_labels, target
 from scipy.io import savemat
 
 from virb.data.datasets import load_dataset

@@ -6,9 +6,9 @@ import io
 
 import numpy as np
 import pytest
-from pixel_support import every_value, target
 from nyu_support import frames, write_nyu
 from PIL import Image
+from pixel_support import every_value, target
 from prepare_support import put, tar, tree, zipped
 from scipy.io import savemat
 
