@@ -109,7 +109,10 @@ TASK: Mapping[str, tuple[str, str]] = {
         "(`dino-linear`'s own are)",
         "batch_size: 512",
     ),
-    "test_batch_size": ("samples per step when heads are scored; changes speed and memory", "test_batch_size: 4096"),
+    "test_batch_size": (
+        "samples per step when heads are scored; changes speed and memory, and the numbers of metrics that go by batches (`virb2021_iou`)",
+        "test_batch_size: 4096",
+    ),
     "pre_encode": (
         "`false`: keep no features, encode whenever they are read; with `augment: crop-flip` and one view it means `views: fresh`",
         "pre_encode: false",

@@ -508,7 +508,7 @@ def test_show_of_other_tasks(call: Call) -> None:
     _, out, _ = call("show", "shapes-count")
     assert re.search(r"data.n_train +3000 +dataset shapes", out)
     _, out, _ = call("show", "NYUDepth")
-    assert re.search(r"targets +kind depth channels 1 range 0.001, 10 at native resample nearest +task NYUDepth\n", out)
+    assert re.search(r"targets +kind depth channels 1 range 0.001, 10 at native resample nearest rescale none +task NYUDepth\n", out)
     assert re.search(r"windows +none +default\n", out)
     assert re.search(r"score_size +native size +default\n", out)
     assert re.search(r"geometry +480x640px bilinear squashed +task NYUDepth\n", out)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from dense_support import Colours, Pictures, Planted, blocks, make_split, squash
+from PIL import Image
 from torch.nn import functional as F
 
 from virb.config.dense import DenseLinearConfig
-from virb.data.placement import DenseTarget
+from virb.data.placement import DenseTarget, squashed
 from virb.data.transforms import Geometry, View
 from virb.data.windows import WindowedImages
 from virb.errors import ViRBError
-from virb.probes.dense_data import DenseSplit, loss_grid
+from virb.probes.dense_data import DenseSplit, loss_grid, resampled
 from virb.probes.dense_losses import find_dense_loss
 from virb.probes.dense_outputs import FLOW_UNIT
 from virb.probes.dense_score import DenseSheet, score_heads
@@ -469,3 +470,16 @@ def test_targets_are_read_once_where_they_are_kept_and_every_time_where_not(monk
 def _views_of(split: DenseSplit, epoch: int) -> torch.Tensor:
     split.set_epoch(epoch)
     return split.at_grid(np.arange(3), (20, 30))
+
+
+def test_maps_of_2021_are_scaled_after_they_were_resized() -> None:
+    raw = np.random.default_rng(0).integers(500, 9_000, (40, 60)).astype(np.float32)
+    raw[:8, :9] = 65_535  # not scanned: the filter smears it before it is cut
+    placement = squashed((40, 60), (20, 30))
+    small = np.asarray(Image.fromarray(raw).resize((30, 20), Image.Resampling.BICUBIC))
+    far = np.minimum(small, 10_000) / np.minimum(small, 10_000).max()
+    above = small - small.min()
+    for rescale, wanted in (("far", far - far.min()), ("range", above / above.max())):
+        found = resampled(raw[None], DenseTarget("map", at="view", resample="bicubic", rescale=rescale), placement, (20, 30), (20, 30))
+        np.testing.assert_allclose(found[0], wanted, atol=1e-6)
+    assert np.isnan(resampled(0 * raw[None], DenseTarget("map", at="view", rescale="far"), placement, (20, 30), (20, 30))).all()

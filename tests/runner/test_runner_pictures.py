@@ -96,7 +96,7 @@ def test_maps_of_one_and_three_channels() -> None:
     three = np.stack([one[0], np.full_like(one[0], np.nan), 0 * one[0] - 3])
     grid = cells(draw_panel(DenseTarget("map", channels=3), plan(), IMAGES, [three] * 6, np.arange(6), {0: three * 2}, None), 3, 1)
     assert grid[0, 1][0, -1].tolist() == [255, 128, 0]
-    assert grid[0, 2][0, 0].tolist() == [0, 128, 0]
+    assert grid[0, 2][0, 0].tolist() == [191, 128, 0]
 
 
 def test_windows_show_the_whole_image() -> None:

@@ -20,6 +20,7 @@ class DenseConfig(OptimizerConfig):
     """
 
     depth_by_default: ClassVar[DepthOutput] = "bins"
+    at_image_size: ClassVar[bool] = False  # the head brings its outputs to the image's size by itself
     every_output: ClassVar[bool] = True  # the loss has to see every output, for each is made by weights that others do not share
 
     output: Annotated[DepthOutput | None, BeforeValidator(word("direct", "bins"))] = None
@@ -52,6 +53,8 @@ class DeepLabConfig(DenseConfig):
 
 class DeepLab2021Config(DenseConfig):
     """``deeplab@virb2021``: the same as ViRB 2021 built it, with a dilated copy of the encoder's ``layer4`` that is trained."""
+
+    at_image_size: ClassVar[bool] = True
 
 
 class SiameseConfig(DenseConfig):

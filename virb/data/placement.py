@@ -33,7 +33,7 @@ class DenseTarget:
 
     ``channels``: C of a map; 1 otherwise. ``range``: least and greatest depth that is binned and scored, in the target's unit.
     ``at``: predictions are scored at the target's "native" size, or ("view", as published in 2021 only) the target is resized with the
-    image, by ``resample``.
+    image, by ``resample``; what was resized is then scaled: "range" to 0 to 1, "far" cut at 10,000, over its greatest, less its least.
     """
 
     kind: TargetKind
@@ -41,12 +41,14 @@ class DenseTarget:
     range: tuple[float, float] | None = None
     at: Literal["native", "view"] = "native"
     resample: Literal["nearest", "bilinear", "bicubic"] = "nearest"
+    rescale: Literal["none", "range", "far"] = "none"
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("kind", ("labels", "mask", "depth", "flow", "map")),
             ("at", ("native", "view")),
             ("resample", ("nearest", "bilinear", "bicubic")),
+            ("rescale", ("none", "range", "far")),
         ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"dense target: {name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")

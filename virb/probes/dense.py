@@ -90,6 +90,7 @@ class DenseProbe:
             for role, data in roles.items()
             if role in (FIT, SELECT, REPORT)
         }
+        splits[FIT].comes_again = settings.num_epochs * len(settings.seeds) > len(splits[FIT].seen.views)
         fit, report = splits[FIT], splits.get(REPORT)
         score = splits.get(SELECT) if settings.selection == "val" else report
         if score is None:
@@ -132,7 +133,9 @@ class _Work:
         self.shapes: list[MapShape] = [_map_shape(features.shape) for features in fit.role.maps]
         at_view = fit.target.at == "view"
         self.grids = {
-            name: view_grid(fit, None) if at_view else loss_grid(fit.seen, self._output_grid(name), config.loss_size, config.every_output)
+            name: view_grid(fit, None)
+            if at_view or config.at_image_size
+            else loss_grid(fit.seen, self._output_grid(name), config.loss_size, config.every_output)
             for name, config in configs.items()
         }
         self._done = 0
@@ -164,6 +167,7 @@ class _Work:
             metrics=settings.metrics,
             higher_is_better=primary.higher_is_better,
             only_last=settings.selection == "test-last",
+            score_every=settings.selection == "test-best",  # as published: the best of all epochs
             score_size=settings.score_size,
         )
         prefix = "" if seed == settings.seeds[0] else f"seed{seed}/"

@@ -19,6 +19,7 @@ from virb.probes.base import RoleData, Seen
 LARGEST_GRID = 128  # longer side of the grid of the training loss, unless a config asks for another
 CELLS_PER_OUTPUT = 4  # of that grid, along a side
 _KEPT_BYTES = 2**31  # of a role's targets at grids, of all views together, kept from the first epoch on
+_FAR_2021 = 10_000  # steps of 1/512 m, ViRB 2021's farthest
 _CHECK_ROWS = 64
 
 
@@ -31,6 +32,7 @@ class DenseSplit:
     target: DenseTarget
     device: torch.device
     n_classes: int | None
+    comes_again: bool = True  # every view is seen in several epochs, so that its targets are worth keeping
     _kept: dict[tuple[int, tuple[int, int]], _Kept] = field(default_factory=dict)
     _view: int = 0
 
@@ -82,7 +84,8 @@ class DenseSplit:
         float32 with their channels in front where they have any."""
         key = (self._view, grid)
         if key not in self._kept:
-            self._kept[key] = _Kept(len(self), _KEPT_BYTES - sum(kept.nbytes for kept in self._kept.values()))
+            budget = _KEPT_BYTES - sum(kept.nbytes for kept in self._kept.values()) if self.comes_again else 0
+            self._kept[key] = _Kept(len(self), budget)
         stacked = self._kept[key].get(samples, lambda sample: self._sampled(sample, grid))
         tensor = torch.from_numpy(stacked).to(self.device, non_blocking=True)
         return tensor.long() if self.target.kind == "labels" else tensor.float()
@@ -205,8 +208,18 @@ def resampled(target: np.ndarray, how: DenseTarget, placement: Placement, grid: 
         integers = np.issubdtype(plane.dtype, np.integer)
         raw = how.kind == "mask"  # an 8-bit picture
         picture = Image.fromarray(plane if raw else plane.astype(np.int32 if integers else np.float32))
-        small = np.asarray(picture.resize((width, height), filters[how.resample]))
+        small = _rescaled(np.asarray(picture.resize((width, height), filters[how.resample])), how)
         whole = np.full(grid, IGNORED if integers else np.nan, dtype=plane.dtype)
         whole[:height, :width] = small != 0 if raw else small  # in 2021 whatever was not exactly 0 counted as the object
         resized.append(whole)
     return np.stack(resized) if target.ndim == 3 else resized[0]
+
+
+def _rescaled(small: np.ndarray, how: DenseTarget) -> np.ndarray:
+    """What ViRB 2021 did to Taskonomy's maps once they were resized; NaN where an image says nothing."""
+    if how.rescale == "none":
+        return small
+    low = small - small.min() if how.rescale == "range" else np.minimum(small, np.float32(_FAR_2021))
+    greatest = low.max()
+    scaled = low / greatest if greatest > 0 else np.full_like(low, np.nan)
+    return scaled if how.rescale == "range" else scaled - scaled.min()

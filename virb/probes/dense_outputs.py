@@ -42,8 +42,9 @@ def values(raw: Tensor, target: DenseTarget, config: DenseConfig) -> Tensor:
     ``labels`` (B, C, h, w) and ``mask`` (B, 1, h, w): logits | ``depth`` (B, 1, h, w): above 0, in the target's unit |
     ``flow`` (B, 2, h, w): u, v in pixels of the geometry | ``map`` (B, C, h, w): as they are.
 
-    Bins of depth are combined here, at the resolution of the head and before any up-sampling, as DINOv2 does: their centres lie evenly from
-    the least to the greatest depth, their weights are max(output, 0) + 0.1, normalised to 1. Direct depth is the least depth + softplus.
+    Bins of depth are combined here, at the resolution of the head and before any up-sampling (DINOv2 brings its features to a finer grid
+    first): their centres lie evenly from the least to the greatest depth, their weights are max(output, 0) + 0.1, normalised to 1. Direct
+    depth is the least depth + softplus.
     """
     raw = raw.float()
     if target.kind == "flow":

@@ -96,12 +96,18 @@ def score_heads(
     return sheets
 
 
+def head_values(head: nn.Module, maps: list[Tensor], split: DenseSplit, config: DenseConfig) -> Tensor:
+    """What is compared, at the head's own grid; the one of 2021 brings its outputs to the image's size by itself."""
+    raw = head(maps, split.seen.canvas) if config.at_image_size else head(maps)
+    return values(raw, split.target, config)
+
+
 def _values(head: nn.Module, maps: list[Tensor], split: DenseSplit, config: DenseConfig) -> Tensor:
-    """What is brought to the target's size, at the head's own grid; many windows go through in parts."""
+    """The same; many windows go through in parts."""
     if len(maps[0]) <= _WINDOWS_AT_ONCE:
-        return values(head(maps), split.target, config)
+        return head_values(head, maps, split, config)
     parts = zip(*(one.split(_WINDOWS_AT_ONCE) for one in maps), strict=True)
-    return torch.cat([values(head(list(part)), split.target, config) for part in parts])
+    return torch.cat([head_values(head, list(part), split, config) for part in parts])
 
 
 def _add_loss(sheet: DenseSheet, found: Tensor, split: DenseSplit, samples: np.ndarray, loss: DenseLoss) -> None:

@@ -25,8 +25,7 @@ from virb.functional.schedules import values as schedule_values
 from virb.io import write_atomic
 from virb.probes.dense_data import DenseSplit
 from virb.probes.dense_losses import DenseLoss
-from virb.probes.dense_outputs import values
-from virb.probes.dense_score import DenseSheet, at_size, score_heads, valid_cells
+from virb.probes.dense_score import DenseSheet, at_size, head_values, score_heads, valid_cells
 from virb.probes.selection import preference
 
 Record = dict[str, float]
@@ -45,6 +44,7 @@ class DenseRecipe:
     metrics: tuple[str, ...]  # the first is primary
     higher_is_better: bool
     only_last: bool = False  # the last epoch is what counts; no other is scored
+    score_every: bool = False  # every epoch is scored, however long that takes
     score_size: int | None = None
     stop_after: int | None = None
 
@@ -55,7 +55,7 @@ class DenseRecipe:
     def is_scored(self, epoch: int) -> bool:
         if epoch == self.last or self.only_last:
             return epoch == self.last
-        every = math.ceil(self.last / SCORED_EPOCHS)
+        every = 1 if self.score_every else math.ceil(self.last / SCORED_EPOCHS)
         return (self.last - epoch) % every == 0
 
 
@@ -94,7 +94,7 @@ class _Member:
             if self.momenta is not None:
                 cycled = float(self.momenta[number])
                 group.update({"betas": (cycled, ADAM_BETAS[1])} if "betas" in group else {"momentum": cycled})
-        found = values(self.head(maps), split.target, self.config)
+        found = head_values(self.head, maps, split, self.config)
         found = at_size(found, (target.shape[-2], target.shape[-1]), self.config.every_output)
         mean = loss(found, target)
         self.optimizer.zero_grad(set_to_none=True)

@@ -62,16 +62,23 @@ def _paint(target: DenseTarget, truth: np.ndarray, prediction: np.ndarray, n_cla
         longest = float(np.nanmax(lengths)) if np.isfinite(lengths).any() else 1.0
         return paint_flow(truth[:2], longest), paint_flow(prediction[:2], longest)
     if truth.ndim == 3 and len(truth) == 3:
-        return _as_colour(truth), _as_colour(prediction)
+        low, high = _ends(truth)
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)  # normalised colours, as in 2021, have a range of their own
+        return _as_colour(truth, low, high), _as_colour(prediction, low, high)
     plane, answer = (truth[0], prediction[0]) if truth.ndim == 3 else (truth, prediction)
-    known = plane[np.isfinite(plane)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    return paint_values(plane, low, high), paint_values(answer, low, high)
+    scale = _ends(plane)
+    return paint_values(plane, *scale), paint_values(answer, *(scale if target.rescale == "none" else _ends(answer)))
 
 
-def _as_colour(values: np.ndarray) -> np.ndarray:
-    """(3, H, W) in 0 to 1."""
-    grey = np.where(np.isfinite(values), values, 0.5)
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+
+
+def _as_colour(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(3, H, W) from ``low`` to ``high``."""
+    share = (values - low) / max(high - low, 1e-12)
+    grey = np.where(np.isfinite(share), share, 0.5)
     return (np.clip(grey, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
 

@@ -52,7 +52,10 @@ def _segmentation(
     )
 
 
-def _as_published(task: Task, dense: DenseTarget, probe: str, loss: str, metric: str, about: str) -> Task:
+def _as_published(
+    task: Task, dense: DenseTarget, probe: str, loss: str, metric: str, about: str, size: tuple[int, int] | None = None
+) -> Task:
+    """``size``: height and width of the images, where the plain task has another."""
     return replace(
         task,
         id=f"{task.id}@virb2021",
@@ -61,6 +64,7 @@ def _as_published(task: Task, dense: DenseTarget, probe: str, loss: str, metric:
         loss=loss,
         metrics=(metric,),
         dense=dense,
+        geometry=_squash(*size) if size else task.geometry,
         about=f"{about}; {_VIRB2021}",
     )
 
@@ -103,7 +107,8 @@ _PUBLISHED = (
         "deeplab@virb2021",
         "cross_entropy(0.1,1,1,1,1)",
         "virb2021_iou",
-        "left and right hands of oneself and the other, IoU within test batches",
+        "left and right hands of oneself and the other, IoU within test batches; trained on whole frames where ViRB had crops of 513",
+        (720, 1280),
     ),
     replace(
         _as_published(
@@ -112,7 +117,8 @@ _PUBLISHED = (
             "deeplab@virb2021",
             "cross_entropy",
             "virb2021_iou",
-            "19 classes and void, IoU within test batches",
+            "19 classes and void, IoU within test batches; trained on whole images where ViRB had scaled crops of 450",
+            (1024, 2048),
         ),
         options={"variant": "virb2021"},
     ),

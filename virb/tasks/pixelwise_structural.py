@@ -161,8 +161,10 @@ _ALL = (
         "virb2021_l1",
         "depth in rendered rooms as grey from -2 to 2",
     ),
-    _as_published(_DEPTH, _RESIZED, "l1", "virb2021_l1", "depth in rooms, scaled to each image, unscanned pixels included"),
-    _as_published(_EDGES, _RESIZED, "weighted_l1", "virb2021_l1", "edges, scaled to 0 to 1 in each image"),
+    _as_published(
+        _DEPTH, replace(_RESIZED, rescale="far"), "l1", "virb2021_l1", "depth in rooms, scaled to each image, unscanned pixels included"
+    ),
+    _as_published(_EDGES, replace(_RESIZED, rescale="range"), "weighted_l1", "virb2021_l1", "edges, scaled to 0 to 1 in each image"),
     _as_published(
         _INPAINTING,
         DenseTarget("map", channels=3),

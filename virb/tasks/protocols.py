@@ -84,9 +84,10 @@ _VIRB_TASKS: dict[str, dict[str, Any]] = {
     "COCODetection": _pixelwise_2021(3e-4, 25),
 }
 
-_DENSE_SWEEP = {"optimizer": ["adamw"], "lr": [3e-4, 1e-3, 3e-3, 1e-2], "weight_decay": [1e-4], "scheduler": ["cosine"]}
+_DENSE_SWEEP = {"optimizer": ["adamw"], "lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "weight_decay": [1e-4], "scheduler": ["cosine"]}
 _DECODER_SWEEP = {"optimizer": ["adamw"], "lr": [1e-4, 1e-3], "weight_decay": [1e-4], "scheduler": ["cosine"]}
 # iBOT's linear segmentation of ADE20K: the maps of four blocks, 160,000 iterations of 16 crops of 512 (127 epochs of 20,210 images).
+_IBOT_FEATURES = ("tokens[3,5,7,11]", "pyramid[-4:]")  # theirs of a ViT of twelve blocks; what stands for it elsewhere
 _SLIDE = {"size": [512, 512], "stride": [341, 341], "shorter": 512}
 
 # What holds when nobody says otherwise. The batch size is global, and learning rates are for it as they stand.
@@ -192,13 +193,13 @@ PROTOCOLS: dict[str, Protocol] = {
             },
             geometry=Geometry(size=(448, 448), resize="squash", crop="none", crop_pct=1.0, interpolation="bilinear", view=None),
             about="TimeT's linear segmentation: images squashed to 448, loss and score at 100 x 100 cells, SGD over 50 epochs, the best "
-            "epoch on the reported split as published",
+            "epoch on the reported split as published (theirs never shuffled)",
         ),
         Protocol(
             "ibot-linear",
             values={
                 "probe": "dense-multi",
-                "features": "pyramid[-4:]",
+                "features": _IBOT_FEATURES[0],
                 "num_epochs": 127,
                 "batch_size": 16,
                 "selection": "test-last",
@@ -219,6 +220,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 }
             },
             geometry=Geometry(size=(512, 512), resize="squash", crop="none", crop_pct=1.0, interpolation="bilinear", view=None),
+            options={"features": _IBOT_FEATURES},
             about="iBOT's linear segmentation of ADE20K: four maps concatenated, crops of 512 of images scaled by 0.5 to 2, sliding "
             "windows in the test; learning rates 3e-5 to 8e-4, all scored on the reported split as published",
         ),

@@ -26,7 +26,6 @@ FARTHEST = 20.0  # metres: of rooms, little is behind that, and much of it throu
 _FOLDERS = {"depth": ("depth_zbuffer",), "edges": ("edges", "edge_texture")}  # ViRB 2021's name, the published one
 _PER_METRE = 512
 _MISSING = 65535  # nothing was scanned there
-_CLIP = 10_000  # ViRB 2021's farthest, in steps
 _SQUARE = (224, 224)
 _DOMAIN = re.compile(r"_domain_[a-z0-9_]+$")
 _SHARE = 0.8  # of the buildings to train, where no list says
@@ -44,8 +43,8 @@ def taskonomy(root: Path | None, target: str | None = None, partition: str = "ti
     ``edges`` (1, H, W): 0 to 1 (value / 65535).
     ``inpainting`` (3, H, W): the image in [0, 1] where the list of images has a hole, NaN around it.
 
-    ``variant="virb2021"``: depth (1, H, W) clipped at 10,000, divided by its greatest value, less the least of that, nothing masked; edges
-    moved and scaled to 0 to 1 in each image; inpainting with images squashed to 224 x 224, normalised, the whole image as target.
+    ``variant="virb2021"``: depth and edges (1, H, W) as stored, nothing masked, to be resized and then scaled to each image; inpainting
+    with images squashed to 224 x 224, normalised, the whole image as target.
     """
     historic = checked_variant(_NAME, variant) is not None
     for option, value, known in (("target", target, TARGETS), ("partition", partition, PARTITIONS)):
@@ -69,8 +68,8 @@ def taskonomy(root: Path | None, target: str | None = None, partition: str = "ti
                 size = _SQUARE if historic else None
                 targets[kind] = ImageTargets(images, hidden=not historic, normalised=historic, size=size)
             else:
-                read = {"depth": (read_depth, read_depth_2021), "edges": (read_edges, read_edges_2021)}[kind][historic]
-                targets[kind] = FileSequence(folder, files[kind], read, {"unit": "2021" if historic else kind})
+                read = read_raw if historic else {"depth": read_depth, "edges": read_edges}[kind]
+                targets[kind] = FileSequence(folder, files[kind], read, {"unit": "stored" if historic else kind})
         lists[split] = BlankedImages(images, _SQUARE if historic else None) if "inpainting" in wanted else images
         samples[split] = Samples.one_per_image(lists[split], targets, buildings)
     check_apart(_NAME, {split: list(images.ids) for split, images in lists.items()})
@@ -167,20 +166,9 @@ def read_edges(path: str) -> np.ndarray:
     return (_sixteen_bits(path) / np.float32(65535))[None]
 
 
-def read_depth_2021(path: str) -> np.ndarray:
-    """float32 (1, H, W), scaled to each image: from 0 to 1 less the share of the nearest."""
-    depth = np.minimum(_sixteen_bits(path), np.float32(_CLIP))
-    greatest = depth.max()
-    depth = depth / greatest if greatest else np.full_like(depth, np.nan)
-    return (depth - depth.min())[None]
-
-
-def read_edges_2021(path: str) -> np.ndarray:
-    """float32 (1, H, W) from exactly 0 to exactly 1 in each image; NaN in a blank one."""
-    edges = _sixteen_bits(path)
-    edges = edges - edges.min()
-    greatest = edges.max()
-    return (edges / greatest if greatest else np.full_like(edges, np.nan))[None]
+def read_raw(path: str) -> np.ndarray:
+    """float32 (1, H, W) as stored, 0 to 65535: in 2021 maps were resized first and scaled after that (DenseTarget.rescale)."""
+    return _sixteen_bits(path)[None]
 
 
 def _sixteen_bits(path: str) -> np.ndarray:
