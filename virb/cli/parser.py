@@ -12,6 +12,8 @@ from virb.errors import did_you_mean
 COMMANDS = ("run", "check", "list", "show", "convert", "data", "pretrain", "visualize")
 DATA_ACTIONS = ("list", "prepare", "verify", "download")
 LISTS = ("tasks", "encoders", "datasets", "probes")
+# Of virb.tasks.protocols, which is heavy.
+PROTOCOL_NAMES = ("default", "linear-sweep", "virb2021", "dino-linear", "dino-knn", "timet-linear", "ibot-linear")
 _YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
 
 EXAMPLES = """examples:
@@ -37,7 +39,7 @@ _ABOUT_DATA = {
     "list": "What each task needs, its size, where it comes from and on which terms, and whether it is there.",
     "prepare": "Unpacks the official archives to where tasks look for them. Goes on where it was stopped; sources are only read.",
     "verify": "Compares the data with what was published and decodes every image. Exit code 1 when something is wrong.",
-    "download": "Fetches the data where torchvision can, and checks their md5 sums; says for the others where to get them.",
+    "download": "Fetches and unpacks the data where torchvision can or an address is known; says for the others where to get them.",
 }
 _DATA_EXAMPLES = """examples:
   virb data list
@@ -191,7 +193,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--tasks", nargs="+", default=[], metavar="GLOB", help="only these task labels: 'NYU*,Pets'")
 
     how = parser.add_argument_group("what decides the numbers")
-    how.add_argument("--protocol", metavar="NAME", help="a named bundle of settings for all tasks: default, virb2021")
+    how.add_argument("--protocol", metavar="NAME", help=f"a named bundle of settings for all tasks: {', '.join(PROTOCOL_NAMES)}")
     how.add_argument("--input_size", metavar="PIXELS", help="for all encoders and tasks, before anything else that says a size")
     how.add_argument("--precision", metavar="TYPE", default="auto", help="auto (fp32 on CPUs, bf16 on GPUs), fp32, bf16 or fp16")
     how.add_argument("--seed", metavar="N", default=0, help="of heads, order, augmentation and random encoders (default: 0)")

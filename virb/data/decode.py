@@ -14,7 +14,9 @@ What happens to what is not plain RGB:
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -37,10 +39,28 @@ _UPRIGHT = {
 
 def read_rgb(path: str) -> Image.Image:
     """The image of a file, upright, 8-bit RGB. Raises BadImage, naming the file, when it cannot be read or decoded."""
+    with opened(path) as image:
+        image.load()  # before EXIF: in PNG it may stand after the pixels
+        return to_rgb(upright(image))
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """(height, width) of what ``read_rgb`` gives of the file, by its header alone where that says it. Raises BadImage."""
+    with opened(path) as image:
+        if image.format == "PNG" and not _may_be_turned(path):
+            return image.height, image.width
+        if image.format == "TIFF":
+            image.load()  # Pillow turns these by itself, at some time until then
+        turned = _orientation(image) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """A file as Pillow opens it; whatever goes wrong with it inside the ``with`` is a BadImage that names the file."""
     try:
         with Image.open(path) as image:
-            image.load()  # before EXIF: in PNG it may stand after the pixels
-            return to_rgb(upright(image))
+            yield image
     except UnidentifiedImageError:
         raise BadImage(f"{path}: is not an image that can be read") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -53,12 +73,23 @@ def read_rgb(path: str) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says."""
+    method = _UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DECODE_ERRORS:
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _may_be_turned(path: str) -> bool:
+    """Whether a PNG has any of the chunks that can say so. They may stand after the pixels, which Pillow would decode to get there."""
+    with open(path, "rb") as file:
+        content = file.read()
+    return any(word in content for word in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -79,9 +110,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def crop_box(image: Image.Image, box: Sequence[float] | np.ndarray) -> Image.Image:
     """The part inside (x0, y0, x1, y1) pixels, rounded as Pillow's ``crop`` does, clipped to the image; ValueError when that is empty."""
+    return image.crop(pixels_of_box(box, image.height, image.width))
+
+
+def pixels_of_box(box: Sequence[float] | np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of what ``crop_box`` takes of an image of ``height`` x ``width``."""
     x0, y0, x1, y1 = (round(float(edge)) for edge in box)
-    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height)
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if x1 <= x0 or y1 <= y0:
         edges = ", ".join(f"{float(edge):g}" for edge in box)
-        raise ValueError(f"box ({edges}) has no pixel of an image of {image.width} x {image.height}")
-    return image.crop((x0, y0, x1, y1))
+        raise ValueError(f"box ({edges}) has no pixel of an image of {width} x {height}")
+    return x0, y0, x1, y1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import crop_box, read_rgb
+from virb.data.decode import crop_box, pixels_of_box, read_rgb, read_size
 from virb.data.sequences import LazySequence, PackedStrings, file_sizes, wrapped_index
 from virb.errors import BadImage
 
@@ -33,6 +33,11 @@ class ImageList(ABC):
     @abstractmethod
     def read(self, i: int) -> Image.Image:
         """Image ``i`` as 8-bit RGB, upright, cropped to its box. Raises BadImage, which names the file."""
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image ``i`` as ``read`` gives it, without decoding it where that is possible. Raises BadImage."""
+        image = self.read(i)
+        return image.height, image.width
 
     @abstractmethod
     def _describe(self) -> dict[str, Any]:
@@ -80,6 +85,17 @@ class FileImages(ImageList):
         path = os.path.join(self.root, self.paths[i])
         return _boxed(read_rgb(path), self.boxes, i, path)
 
+    def image_size(self, i: int) -> tuple[int, int]:
+        path = os.path.join(self.root, self.paths[i])
+        height, width = read_size(path)
+        if self.boxes is None:
+            return height, width
+        try:
+            x0, y0, x1, y1 = pixels_of_box(self.boxes[i], height, width)
+        except ValueError as error:
+            raise BadImage(f"{path}: {error}") from None
+        return y1 - y0, x1 - x0
+
     def _describe(self) -> dict[str, Any]:
         return {"kind": "files", "boxes": self.boxes is not None}
 
@@ -104,6 +120,9 @@ class ArrayImages(ImageList):
 
     def read(self, i: int) -> Image.Image:
         return Image.fromarray(self.array[wrapped_index(i, len(self))]).convert("RGB")
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        return self.array.shape[1], self.array.shape[2]
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "array", "shape": list(self.array.shape)}

@@ -176,6 +176,17 @@ class SampleFeatures:
             picked = self._views[self._view].read(picks.reshape(-1)).to(self.device).float()
         return picked.reshape(len(samples), *self.shape)
 
+    def gather_rows(self, samples: np.ndarray) -> torch.Tensor:
+        """All rows of these samples, sample after sample (their numbers may differ), float32 on the job's device: (rows, *row shape)."""
+        spans = [np.arange(self._offsets[i], self._offsets[i + 1]) for i in np.asarray(samples)]
+        places = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+        if self._copies is not None:
+            copy = self._copies[self._view]
+            picked = copy[self._inverse[torch.from_numpy(places)].to(copy.device)]
+        else:
+            picked = self._views[self._view].read(self._values[places])
+        return picked.to(self.device, non_blocking=True).float()
+
     def sample(self, index: int) -> list[torch.Tensor]:
         span = range(int(self._offsets[index]), int(self._offsets[index + 1]))
         if self._copies is not None:

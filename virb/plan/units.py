@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from virb.errors import UserError
-from virb.features.cache import FeatureCache, slice_bounds
-from virb.features.limits import encoder_limit, weight_bytes
+from virb.features.cache import SLICE_ROWS, FeatureCache, slice_bounds
+from virb.features.limits import encoder_limit, slice_limit, weight_bytes
 from virb.io import existing_parent, hash_record
 from virb.plan.describe import size_text
 from virb.plan.graph import Unit
@@ -31,7 +31,7 @@ _START_SECONDS = 5.0  # of worker processes, when there are several
 
 def assemble(draft: Draft) -> Plan:
     """The plan of a checked input: what is done, what is cached, and the units for the rest. Reads folders, writes nothing."""
-    settings, notes = draft.settings, list[str]()
+    settings, notes = draft.settings, list(draft.notes)
     done = {job.id for job in draft.jobs.values() if not settings.force and finished(settings.out, job.encoder, job.label, job.key)}
     to_do = [job for job in draft.jobs.values() if job.id not in done]
     folder = cache_folder(settings)
@@ -108,6 +108,15 @@ def _fit_budget(
     kept = dict(entries)
     streamed = 0
     sizes = {key: _nbytes(entries[key], slices) for key, slices in missing.items() if slices}
+    large = [key for key in sizes if _slice_bytes(entries[key]) > slice_limit(settings.devices)]
+    for key in large:
+        kept[key] = replace(entries[key], streamed=True)
+        del sizes[key]
+    if large:
+        notes.append(
+            f"{len(large)} of {len(entries)} feature sets are too large to keep (memory could not hold {SLICE_ROWS} images of them): "
+            "they are encoded while heads train"
+        )
     for key, nbytes in sorted(sizes.items(), key=lambda item: (item[1], item[0])):
         if nbytes <= budget and budget > 0:
             budget -= nbytes
@@ -126,6 +135,11 @@ def _fit_budget(
             "(folders named by 64 digits), while no run uses it, or raise --cache_budget"
         )
     return kept
+
+
+def _slice_bytes(entry: Entry) -> float:
+    """What a worker holds of an entry until its slice is written."""
+    return 4.0 * math.prod(entry.row_shape or (0,)) * min(SLICE_ROWS, entry.n_rows)
 
 
 def _pass_units(
@@ -170,18 +184,21 @@ def _pass_units(
 
 
 def _groups(wanted: Sequence[Entry], planned: Mapping[str, PlannedEncoder], settings: RunSettings) -> list[list[Entry]]:
-    limit = encoder_limit(settings.devices)
+    """What rides in one pass: as much as memory holds of weights, and of outputs until a slice is written."""
+    limit, most_outputs = encoder_limit(settings.devices), slice_limit(settings.devices)
     groups: list[list[Entry]] = []
     held: set[str] = set()
-    size = 0.0
+    size = outputs = 0.0
     for entry in sorted(wanted, key=lambda e: e.wanted.encoder):
         weight = weight_bytes(planned[entry.wanted.encoder].spec)
-        if not groups or (entry.wanted.encoder not in held and size + weight > limit):
+        full = (entry.wanted.encoder not in held and size + weight > limit) or outputs + _slice_bytes(entry) > most_outputs
+        if not groups or full:
             groups.append([])
-            held, size = set(), 0.0
+            held, size, outputs = set(), 0.0, 0.0
         if entry.wanted.encoder not in held:
             held.add(entry.wanted.encoder)
             size += weight
+        outputs += _slice_bytes(entry)
         groups[-1].append(entry)
     return groups
 

@@ -131,6 +131,10 @@ class MetricRecord(Record):
     n_samples: int
     n_units: int
     primary: bool = False
+    per_class: dict[str, Number] | None = Field(
+        None,
+        description="the number of each class by its name, null for a class that has none; null for a metric that is no mean over classes",
+    )
 
 
 class SurfaceRow(Record):
