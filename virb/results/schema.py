@@ -82,7 +82,10 @@ class EncoderInfo(Record):
     embed_dim: int | None = None
     input: dict[str, Any] = Field(default_factory=dict, description="size, resize, crop, interpolation, mean, std")
     spec: dict[str, Any] = Field(default_factory=dict, description="further facts: family, patch size, stages, heads")
-    meta: dict[str, Any] = Field(default_factory=dict, description="what the experiment list says of it: method, pretraining data, group; of checkpoints of virb pretrain also step, epoch and recipe")
+    meta: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what the experiment list says of it: method, pretraining data, group; of our checkpoints also step, epoch and recipe",
+    )
 
 
 class RoleInfo(Record):
