@@ -188,5 +188,6 @@ if __name__ == "__main__":
         ranks.tell(str(error).splitlines()[0])
         print(error, file=sys.stderr, flush=True)
         sys.exit(1)
-    ranks.close()
+    finally:
+        ranks.close()
     sys.exit(128 + summary.stopped if summary.stopped else 0)

@@ -31,9 +31,11 @@ class Ranks:
         self._turns = 0
         self._told: str | None = None  # why another rank stopped
         self._closed = threading.Event()
+        self._listener: threading.Thread | None = None
         if world > 1 and store is not None:
             # A rank in a collective is deaf, and rank 0 may take the store with it: a thread listens.
-            threading.Thread(target=self._listen, name="ranks", daemon=True).start()
+            self._listener = threading.Thread(target=self._listen, name="ranks", daemon=True)
+            self._listener.start()
 
     @property
     def is_main(self) -> bool:
@@ -126,10 +128,23 @@ class Ranks:
         return f"the ranks lost each other ({(str(error).strip().splitlines() or ['?'])[0][:200]})"
 
     def close(self) -> None:
+        """Leaves the group. Always called before the program ends: a thread that is inside the store's C++ then would abort the process."""
         self._closed.set()
+        if self._listener is not None:
+            self._listener.join(5.0)
+            self._wait_until_all_left()
         if self.world > 1 and dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+    def _wait_until_all_left(self) -> None:
+        """The store goes with rank 0: a rank that still asks it whether a turn is over would take rank 0 for lost."""
+        with suppress(RuntimeError):
+            self._store.set(f"virb/left/{self.rank}", b"1")
+            names = [f"virb/left/{rank}" for rank in range(self.world)]
+            deadline = time.monotonic() + _GRACE
+            while self.is_main and time.monotonic() < deadline and not self._store.check(names):
+                time.sleep(0.02)
 
 
 def join(device: str = "auto", timeout: float = 600.0) -> Ranks:
