@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # the checkout that this script belongs to, insta
 import virb.metrics  # noqa: E402
 from virb.cli.parser import CACHE_ACTIONS, COMMANDS, DATA_ACTIONS, make_parser  # noqa: E402
 from virb.config.records import EncoderKeys, InputOverride, TaskKeys  # noqa: E402
-from virb.config.training import _PARAMETERS, _REQUIRED, GradientConfig, MlpConfig, SchedulerConfig  # noqa: E402
+from virb.config.training import _PARAMETERS, _REQUIRED, GradientConfig, MlpConfig, OptimizerConfig, SchedulerConfig  # noqa: E402
 from virb.data.datasets.facts import FACTS  # noqa: E402
 from virb.data.prepare import places_of, recipes_of  # noqa: E402
 from virb.data.prepare.download import downloadable  # noqa: E402
@@ -41,10 +41,12 @@ from virb.encoders.registry import encoder_names, find_builder  # noqa: E402
 from virb.encoders.requests import KINDS, REDUCTIONS  # noqa: E402
 from virb.encoders.vit import SIZES  # noqa: E402
 from virb.metrics.base import Metric, find_metric, metric_names  # noqa: E402
+from virb.probes.base import probe_names  # noqa: E402
 from virb.results.load import COLUMNS  # noqa: E402
 from virb.results.schema import RECORDS  # noqa: E402
 from virb.tasks.base import all_tasks  # noqa: E402
 from virb.tasks.protocols import PROTOCOLS  # noqa: E402
+from virb.tasks.vocabulary import get_probe  # noqa: E402
 
 GENERAL = PROTOCOLS["default"].values  # what holds when nobody says otherwise
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -103,10 +105,14 @@ TASK: Mapping[str, tuple[str, str]] = {
     "protocol": ("a named bundle of defaults ([below](#protocols))", "protocol: virb2021"),
     "num_epochs": ("epochs of every training config; schedules span them", "num_epochs: 100"),
     "batch_size": (
-        "samples per optimizer step, whatever the number of devices; the learning rate is never scaled with it",
+        "samples per optimizer step, whatever the number of devices; learning rates that you give are never scaled with it "
+        "(`dino-linear`'s own are)",
         "batch_size: 512",
     ),
-    "test_batch_size": ("samples per step when heads are scored; changes speed and memory", "test_batch_size: 4096"),
+    "test_batch_size": (
+        "samples per step when heads are scored; changes speed and memory, and the numbers of metrics that go by batches (`virb2021_iou`)",
+        "test_batch_size: 4096",
+    ),
     "pre_encode": (
         "`false`: keep no features, encode whenever they are read; with `augment: crop-flip` and one view it means `views: fresh`",
         "pre_encode: false",
@@ -114,6 +120,10 @@ TASK: Mapping[str, tuple[str, str]] = {
     "task_head_weights_path": (
         "score the heads that a glob finds instead of training ([below](#eval-only-tasks)); `%s` is the encoder's name",
         "task_head_weights_path: out/%s/Imagenet*/model_head.pt",
+    ),
+    "head_layout": (
+        "of heads that others trained on [CLS] and the mean patch token: their numbers in turn, or one after the other",
+        "head_layout: concatenated",
     ),
     "heads_from": (
         "score the chosen head of another label, of this run or of the results folder ([below](#eval-only-tasks))",
@@ -138,7 +148,20 @@ TASK: Mapping[str, tuple[str, str]] = {
         "an image that cannot be decoded: `error` fails the jobs that need it; `skip` leaves its samples out and counts them",
         "on_bad_image: skip",
     ),
-    "augment": ("of training images: `crop-flip` is a random resized crop (area 8-100 %) and a flip; fixed per view", "augment: crop-flip"),
+    "augment": (
+        "of training images: `crop-flip` is a random resized crop (area 8-100 %) and a flip; `scale-crop-flip` a crop of the image at 0.5 "
+        "to 2 times its size and a flip, `scale-crop-flip-colour` the same in other colours; fixed per view, targets follow",
+        "augment: crop-flip",
+    ),
+    "windows": (
+        "pixelwise: images that are scored are seen through sliding windows of `size` at steps of `stride`, overlaps averaged, after their "
+        "shorter side was brought to `shorter` (optional)",
+        "windows: {size: 512, stride: 341, shorter: 512}",
+    ),
+    "score_size": (
+        "pixelwise: predictions meet targets in the frame of the input at this longer side, not at the target's native size",
+        "score_size: 100",
+    ),
     "num_dataset_repeats": ("ViRB 2021's name of `views`", "num_dataset_repeats: 2"),
     "views": (
         "how many augmented views are encoded and kept, epochs cycle through them; `fresh`: a new view each epoch, nothing kept. More than "
@@ -165,6 +188,23 @@ GRADIENT: Mapping[str, tuple[str, str]] = {
     "init": ("of the weights: as `torch.nn.Linear` does, or normal with deviation 0.01 and zero biases", "init: normal0.01"),
     "hidden": ("probe `mlp` only: units of its hidden layer", "hidden: 1024"),
 }
+DENSE: Mapping[str, tuple[str, str]] = {
+    "norm": ("in front of the convolution: `BatchNorm2d` with weights and running statistics, or nothing", "norm: none"),
+    "dropout": ("share of the maps' channels that are left out in each step", "dropout: 0.1"),
+    "output": (
+        "of depth alone: one number per pixel, or weights of bins over the task's range; none: the probe's habit, and `direct` where the "
+        "task has no range",
+        "output: direct",
+    ),
+    "n_bins": ("of `output: bins` alone: how many, evenly over the range", "n_bins: 64"),
+    "loss_size": (
+        "cells on the longer side of the grid on which the training loss compares, at most one per pixel; none: four for each cell that "
+        "the head gives, at most 128 (but, except for the linear probes, as many as it gives)",
+        "loss_size: 100",
+    ),
+    "fusion": ("of the two images: their maps side by side, or compared place by place", "fusion: correlation"),
+    "radius": ("of `fusion: correlation` alone: how many places away the second image is searched", "radius: 8"),
+}
 SCHEDULE: Mapping[str, str] = {
     "type": "which schedule",
     "per": "what one unit is: an optimizer `step` or an `epoch`",
@@ -179,6 +219,7 @@ SCHEDULE: Mapping[str, str] = {
     "base_momentum": "its lowest value",
     "max_momentum": "its highest value",
     "min_lr": "the rate after the last unit",
+    "warmup": "first units, in which the rate rises to the schedule's own",
 }
 # Types that a validator widens beyond the annotation.
 TYPES = {
@@ -196,12 +237,15 @@ DEFAULTS = {
     "task": "(must be given)",
     "probe": "the task's",
     "protocol": "the task's, else `default`",
-    "test_batch_size": "the larger of `batch_size` and 1024",
+    "test_batch_size": "the larger of `batch_size` and 1024; of pixelwise tasks `batch_size`",
     "pre_encode": "`true`",
     "task_head_weights_path": "none",
+    "head_layout": "`interleaved` for DINO's names (`module.linear.*`), else `concatenated`",
     "heads_from": "the task's (mostly none)",
     "class_map": "none",
     "limit": "none: all samples",
+    "windows": "the protocol's (mostly none)",
+    "score_size": "the protocol's (mostly none: native size)",
     "data": "the task's",
     "features": "the task's (mostly `embedding`)",
     "train_encoder": "`false`",
@@ -255,7 +299,7 @@ RECORD: Mapping[str, str] = {
     "protocol": "the protocol card: name, what was changed, and every value with who set it",
     "surface": "every training config with every seed: settings, losses, metrics, chosen epoch",
     "runs": "the chosen config by seed",
-    "index_lists": "hold-outs: count, hash, and the indices (long lists lie in `samples.npz`)",
+    "index_lists": "hold-outs, draws, limits: count, hash, and the samples' places in their split (long lists lie in `samples.npz`)",
     "bad_images": "samples that were left out because an image does not decode",
     "streamed": "features were encoded while they were read",
     "notes": "what a reader should know: classes without samples, configs that diverged, batches that memory did not hold",
@@ -307,6 +351,7 @@ COLUMN: Mapping[str, str] = {
     "reference_tolerance": "how large the difference may be",
     "reference_source": "where it was published",
     "encoder_id": "hash of what it is",
+    "encoder_step": "of a checkpoint of `virb pretrain`: how many optimizer steps it had",
     "encoder_source": "what was loaded from where",
     "virb_version": "that made the job",
     "finished": "UTC",
@@ -402,6 +447,34 @@ def gradient_keys() -> str:
     return table(["key", "type", "default", "meaning", "example"], rows)
 
 
+def dense_keys() -> str:
+    probes = {name: get_probe(name) for name in probe_names() if getattr(get_probe(name), "reads_maps", False)}
+    own = {name: [key for key in probe.Config.model_fields if key not in OptimizerConfig.model_fields] for name, probe in probes.items()}
+    rows = []
+    for key in matched(dict.fromkeys(key for keys in own.values() for key in keys), DENSE, "DENSE"):
+        owners = [name for name, keys in own.items() if key in keys]
+        config = probes[owners[0]].Config
+        default = "none" if config.model_fields[key].default is None else code(config.model_fields[key].default)
+        of = "all" if len(owners) == len(probes) else ", ".join(f"`{name}`" for name in owners)
+        rows.append([f"`{key}`", of, _type(config, key), default, DENSE[key][0], f"`{DENSE[key][1]}`"])
+    return table(["key", "probe", "type", "default", "meaning", "example"], rows)
+
+
+def dense_probes() -> str:
+    rows = [
+        [
+            f"`{name}`",
+            f"`{probe.features}`",
+            str(probe.images),
+            f"`{probe.Config.depth_by_default}`",
+            " ".join((probe.__doc__ or "").split()),
+        ]
+        for name in probe_names()
+        if getattr(probe := get_probe(name), "reads_maps", False)
+    ]
+    return table(["probe", "features, where the task is for another probe", "images per sample", "depth", "what it is"], rows)
+
+
 def schedule_keys() -> str:
     rows = []
     for key in matched(SchedulerConfig.model_fields, SCHEDULE, "SCHEDULE"):
@@ -414,15 +487,20 @@ def schedule_keys() -> str:
 
 def protocols() -> str:
     rows = [
-        [f"`{key}`", *(code(p.values[key]) if key in p.values else "" for p in PROTOCOLS.values())]
+        [f"`{key}`", *(_value(p.values[key]) if key in p.values else "" for p in PROTOCOLS.values())]
         for key in dict.fromkeys(key for p in PROTOCOLS.values() for key in p.values)
     ]
     for probe in dict.fromkeys(probe for p in PROTOCOLS.values() for probe in p.probes):
-        cells = [
-            "<br>".join(f"{key}: {_bundle(v) if isinstance(v, Mapping) else code(v)}" for key, v in p.probes.get(probe, {}).items())
-            for p in PROTOCOLS.values()
-        ]
+        cells = ["<br>".join(f"{key}: {_value(v)}" for key, v in p.probes.get(probe, {}).items()) for p in PROTOCOLS.values()]
         rows.append([f"probe `{probe}`", *cells])
+    for task_id in dict.fromkeys(task_id for p in PROTOCOLS.values() for task_id in p.tasks):
+        rows.append([f"task `{task_id}`", *(_bundle(p.tasks[task_id]) if task_id in p.tasks else "" for p in PROTOCOLS.values())])
+    rows.append(
+        [
+            "learning rates of its grids",
+            *(f"per {p.lr_per} samples: x batch size / {p.lr_per}" if p.lr_per else "" for p in PROTOCOLS.values()),
+        ]
+    )
     shown = ("size", "resize", "interpolation")
     geometries = [
         {key: value for key, value in p.geometry.record().items() if key in shown} if p.geometry else {} for p in PROTOCOLS.values()
@@ -438,9 +516,20 @@ def protocols() -> str:
 def _bundle(values: Mapping[str, Any]) -> str:
     parts = []
     for key, value in values.items():
-        inner = f"{{{_bundle(value).strip('`')}}}" if isinstance(value, Mapping) else code(value).strip("`")
-        parts.append(f"{key}: {inner}")
+        parts.append(f"{key}: {_plain(value)}")
     return f"`{', '.join(parts)}`"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{_bundle(value).strip('`')}}}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_plain, value))}]" if any(isinstance(item, Mapping) for item in value) else code(value).strip("`")
+    return code(value).strip("`")
+
+
+def _value(value: Any) -> str:
+    return _bundle(value) if isinstance(value, Mapping) else f"`{_plain(value)}`"
 
 
 def _flags(command: str, *below: str) -> str:
@@ -463,7 +552,10 @@ def _flags(command: str, *below: str) -> str:
 
 
 def flags_other() -> str:
-    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in ("run", "check", "data", "cache"))
+    return "\n".join(f"`virb {name}`\n\n{_flags(name)}" for name in COMMANDS if name not in _APART)
+
+
+_APART = ("run", "check", "data", "cache", "pretrain", "visualize")  # a place of their own
 
 
 def flags_data() -> str:
@@ -588,6 +680,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "input-keys": input_keys,
     "task-keys": task_keys,
     "training-keys": gradient_keys,
+    "dense-probes": dense_probes,
+    "dense-keys": dense_keys,
     "schedule-keys": schedule_keys,
     "protocols": protocols,
     "tasks": tasks,

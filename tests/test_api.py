@@ -135,7 +135,7 @@ def test_run_with_files_and_with_ids(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == ""
     with pytest.raises(ConfigError) as failure:  # ids become labels
         virb.run("e.yaml", ["digits", "NYUDepth"], devices="cpu:1")
-    assert [problem.key for problem in failure.value.problems] == ["NYUDepth.task"]
+    assert [problem.key for problem in failure.value.problems] == ["NYUDepth"]
 
 
 def test_every_mistake_of_run_at_once() -> None:

@@ -103,7 +103,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (("chekc",), "virb: no command 'chekc'; did you mean check?"),
-        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, convert, data, cache"),
+        (("frobnicate",), "virb: no command 'frobnicate'; there are run, check, list, show, convert, data, cache, pretrain, visualize"),
         (("--experiment_lst", "e.yaml"), "virb run: unknown option --experiment_lst; did you mean --experiment_list?"),
         (("check", "--sed=3"), "virb check: unknown option --sed=3; did you mean --seed?"),
         (("check", "--qqqq"), "virb check: unknown option --qqqq; virb check --help shows what there is"),
@@ -234,11 +234,11 @@ def test_files_that_are_not_there(call: Call) -> None:
 
 
 def test_a_task_problem_is_not_said_again_for_every_encoder(call: Call, here: Path) -> None:
-    (here / "t.yaml").write_text("a: {task: NYUDepth}\nb: {task: folder}\n")
+    (here / "t.yaml").write_text("a: {task: digits, protocol: virb2020}\nb: {task: folder}\n")
     _, _, err = call("check", *FILES)
     assert len(err.splitlines()) == 4  # the head, two problems, nothing was run
-    assert "a.task  the task NYUDepth is not available yet" in err
-    assert "b       folder: no root is given" in err
+    assert 'a.protocol  no protocol "virb2020"; did you mean virb2021?' in err
+    assert "b           folder: no root is given" in err
 
 
 def test_a_request_that_an_encoder_lacks_names_both(call: Call, here: Path) -> None:
@@ -351,12 +351,12 @@ def test_check_shows_the_quickstart_and_touches_nothing(call: Call, here: Path) 
         r"geometries +2: 32px \(6 jobs\), 64px \(3 jobs\)",
         r"features +17\.1 MB to make, nothing cached yet; largest job 10\.8 MB \(pixels x shapes_count\)",
         r"disk +out/\.virb_cache: .* free, budget 80%",
-        r"time +about \d+ (s|min) on cpu x 2, float32",
+        r"time +about (\d+ s|\d+ min|[\d.]+ h) on cpu x 2, float32",
         r"nothing was run",
     ):
         assert re.search(f"^{text}$", out, re.MULTILINE), text
-    seconds = int(re.findall(r"about (\d+) s on", out)[0])
-    assert 10 < seconds < 300  # of about 45
+    number, unit = re.findall(r"about ([\d.]+) (s|min|h) on", out)[0]
+    assert 10 < float(number) * {"s": 1, "min": 60, "h": 3600}[unit] < 3600  # about 45 s where nothing else runs
     assert files_of(here) == before
     assert call(*QUICKSTART, "--dry_run", "--devices", "cpu:2")[1].splitlines()[-1] == "nothing was run"
     assert files_of(here) == before
@@ -457,7 +457,9 @@ def test_lists(call: Call, here: Path) -> None:
     assert code == 0
     assert re.search(r"^digits +image-level, semantic +linear +top-1 +1,438 / hold-out / 359 +which digit", out, re.MULTILINE)
     assert re.search(r"^folder .* your own ", out, re.MULTILINE)
-    assert re.search(r"^  pixelwise, structural +KITTI, NYUDepth", out, re.MULTILINE)
+    assert re.search(r"^KITTI +pixelwise, structural +siamese +EPE", out, re.MULTILINE)
+    for task, sizes in PUBLISHED.items():
+        assert re.search(rf"^{re.escape(task)} .*  {re.escape(sizes)}  ", out, re.MULTILINE), task
     assert "resnet50" in call("list", "encoders")[1]
     assert re.search(
         r"^shapes +n_train=3000, n_test=1000, size=64, seed=0 +One image per sample", call("list", "datasets")[1], re.MULTILINE
@@ -485,16 +487,63 @@ def test_show_gives_every_value_and_its_origin(call: Call) -> None:
 
     from virb.tasks.resolve import ResolvedTask
 
-    hidden = {"label", "changed", "configs", "data", "stream", "origins", "where", "places", "modules"}
+    hidden = {
+        "label",
+        "changed",
+        "configs",
+        "data",
+        "stream",
+        "origins",
+        "where",
+        "places",
+        "modules",
+        "limit_by_defaults",
+        "windows",
+        "score_size",
+    }
     assert set(ResolvedTask.__dataclass_fields__) - hidden <= set(rows)
 
 
 def test_show_of_other_tasks(call: Call) -> None:
     _, out, _ = call("show", "shapes-count")
     assert re.search(r"data.n_train +3000 +dataset shapes", out)
-    assert call("show", "NYUDepth")[:2] == (0, "NYUDepth  the task NYUDepth is known and not available yet\n")
+    _, out, _ = call("show", "NYUDepth")
+    assert re.search(r"targets +kind depth channels 1 range 0.001, 10 at native resample nearest rescale none +task NYUDepth\n", out)
+    assert re.search(r"windows +none +default\n", out)
+    assert re.search(r"score_size +native size +default\n", out)
+    assert re.search(r"geometry +480x640px bilinear squashed +task NYUDepth\n", out)
+    _, out, _ = call("show", "ADE20K", "--protocol", "ibot-linear")
+    assert re.search(r"windows +size 512, 512 stride 341, 341 shorter 512 +protocol ibot-linear\n", out)
+    assert re.search(r"augment +scale-crop-flip-colour +protocol ibot-linear\n", out)
+    assert re.search(r"score_size +100 +protocol timet-linear\n", call("show", "PascalVOC", "--protocol", "timet-linear")[1])
+    _, out, _ = call("show", "Pets-Detection", "--protocol", "virb2021")
+    assert re.search(r"geometry +224px bilinear squashed +(protocol virb2021|task Pets-Detection@virb2021)\n", out)
     assert re.search(r"heads_from +Imagenet +task Imagenetv2\n", call("show", "Imagenetv2")[1])
     assert re.search(r"selection +test-last +protocol virb2021", call("show", "digits", "--protocol", "virb2021")[1])
     code, _, err = call("show", "digits", "--protocol", "virb2020")
     assert code == 2
-    assert "no protocol 'virb2020'; there are default, dino-knn, dino-linear, linear-sweep, virb2021" in err
+    assert "no protocol 'virb2020'; there are default, dino-knn, dino-linear, ibot-linear, linear-sweep, timet-linear, virb2021" in err
+
+
+PUBLISHED = {
+    "Pets": "3,680 / hold-out / 3,669",
+    "dtd": "1,880 / 1,880 / 1,880",
+    "dtd@virb2021": "3,760 / hold-out / 1,880",
+    "CalTech-101": "3,060 / hold-out / 6,084",
+    "SUN397": "? / hold-out / of 108,754",
+    "Imagenet100": "130,000 or 126,689 / hold-out / 5,000",
+    "Imagenetv2": "- / - / 10,000",
+    "ImagenetC": "- / - / 3,750,000",
+    "THORNumSteps": "60,000 / hold-out / ?",
+}
+
+
+def test_help_names_every_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    from virb.cli.parser import make_parser
+    from virb.tasks.protocols import PROTOCOLS
+
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["run", "--help"])
+    text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # names are broken at their hyphens
+    named = text.partition("a named bundle of settings for all tasks: ")[2].partition(" --")[0].split(", ")
+    assert sorted(named) == sorted(PROTOCOLS)

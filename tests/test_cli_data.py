@@ -7,6 +7,7 @@ import re
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from virb.cli.parser import DATA_ACTIONS
 from virb.data import verify
 from virb.data.datasets.facts import FACTS
 from virb.errors import UserError
+from virb.tasks import base
 from virb.tasks.base import all_tasks
 
 BREEDS = ("Abyssinian", "Bengal")
@@ -202,6 +204,30 @@ def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
         assert re.search(r"decoding   \d+ / 100   \d+ %   \d+ images/s   left about \d:\d\d", shown[-2])
     rate = 10 / 4.0
     assert f"left about 0:{round((100 - 70) / rate):02}" in shown[-1]
+
+
+def test_built_in_data_need_no_folder(call: Call) -> None:
+    code, out, err = call("verify", "digits", "--quick")
+    assert (code, err) == (0, "")
+    assert out == "digits: train 1,438 · test 359 · no image decoded (--quick) · ok\n"
+    assert call("verify", "Pets")[0] == 2
+
+
+def test_what_is_not_built_yet_is_said_so(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = replace(all_tasks()["digits"], id="Later", dataset="later", available=False)
+    monkeypatch.setitem(base._TASKS, later.id, later)
+    assert call("list", later.id)[1] == f"{later.id}: not available yet\n"
+    (tmp_path / "data").mkdir()
+    for action in (("verify", later.id), ("download", later.id), ("prepare", later.id, "--source", ".")):
+        code, out, err = call(*action)
+        assert (code, out) == (2, "")
+        assert f"{later.id} is known and not available yet; virb list tasks shows those that are" in err
+    assert call("list", "digits")[1] == "digits: nothing to get\n"
+
+
+def test_how_says_what_can_be_fetched(call: Call) -> None:
+    assert re.search(r"^  how +download, prepare$", call("list", "ImagenetC")[1], re.MULTILINE)
+    assert re.search(r"^  how +download its lists, prepare$", call("list", "nuScenesActionPrediction")[1], re.MULTILINE)
 
 
 def test_pack_a_folder_and_read_it_back(call: Call, tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ OTHER = {("list", "what"), ("show", "task"), ("show", "task_configs"), ("show", 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for command in COMMANDS:
         few = {"list": ["tasks"], "show": ["x"], "convert": ["a", "b"], "data": ["list"], "cache": ["list"]}.get(command, [])
+        few = ["match", "x"] if command == "visualize" else few
         yield command, make_parser().parse_args([command, *few]).parser
 
 

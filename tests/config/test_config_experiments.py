@@ -66,7 +66,7 @@ def test_input_override(write: Write, words) -> None:
     [
         ("weights/b.pt", "X  weights/b.pt does not exist; did you mean weights/a.pt?"),
         ("pretrained_weights/moco.pt", "X  pretrained_weights/moco.pt does not exist: there is no folder pretrained_weights"),
-        ("{weights: runs/*.pt}", "X.weights  runs/*.pt does not exist: there is no folder runs"),
+        ("{weights: runs/*.pt}", "X.weights  no file matches runs/*.pt: there is no folder runs"),
         ("pixels", "X  pixels does not exist; for the architecture write {arch: pixels, ...}"),
         ("pretrained", "X  pretrained weights are those of timm, hub, hf and open_clip networks"),
         ("{arch: vit_tiny, weights: pretrained}", "X.weights  pretrained weights are those of timm, hub, hf and open_clip networks"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from virb.config import GradientConfig, InputOverride, MlpConfig, SchedulerConfig, load_experiment_list, load_task_configs
-from virb.config.records import EncoderKeys, TaskKeys
+from virb.config.records import EncoderKeys, TaskKeys, WindowKeys
 
 Write = Callable[[str, str], str]
 
@@ -24,6 +24,7 @@ TASK: dict[str, tuple[str, str, Any]] = {
     "num_dataset_repeats": ("3", "views", 3),
     "views": ("fresh", "views", "fresh"),
     "task_head_weights_path": ("out/%s/a.pt", "task_head_weights_path", "out/%s/a.pt"),
+    "head_layout": ("concatenated", "head_layout", "concatenated"),
     "heads_from": ("Imagenet", "heads_from", "Imagenet"),
     "class_map": ("{cat: tabby}", "class_map", {"cat": "tabby"}),
     "selection": ("test-last", "selection", "test-last"),
@@ -35,6 +36,8 @@ TASK: dict[str, tuple[str, str, Any]] = {
     "train_encoder": ("false", "train_encoder", False),  # true is refused: see the test of tasks
     "on_bad_image": ("skip", "on_bad_image", "skip"),
     "augment": ("crop-flip", "augment", "crop-flip"),
+    "windows": ("{size: 512, stride: [300, 400]}", "windows", WindowKeys(size=512, stride=(300, 400))),
+    "score_size": ("100", "score_size", 100),
     "training_configs": ("{a: {optimizer: adam, lr: 1}}", "training_configs", {"a": GradientConfig(optimizer="adam", lr=1)}),
     "grid": ("{optimizer: adam, lr: 1}", "training_configs", {"adam": GradientConfig(optimizer="adam", lr=1)}),
 }
@@ -139,6 +142,7 @@ SCHEDULER: dict[str, tuple[str, str, Any]] = {
     "base_momentum": ("type: OneCycle", "type: OneCycle, base_momentum: 0.5", 0.5),
     "max_momentum": ("type: OneCycle", "type: OneCycle, max_momentum: 0.5", 0.5),
     "min_lr": ("type: cosine", "type: cosine, min_lr: 1e-5", 1e-5),
+    "warmup": ("type: cosine", "type: cosine, warmup: 3", 3),
 }
 
 

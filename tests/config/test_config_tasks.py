@@ -88,6 +88,9 @@ def test_defaults_are_shared_and_a_tasks_own_key_wins(write: Write, words) -> No
     assert (str(b.explicit["batch_size"]), str(b.explicit["views"]), "num_epochs" in b.explicit) == ("t.yaml:7", "t.yaml:7", False)
     assert b.explicit["views"].key == "b.num_dataset_repeats"
     assert list(c.training_configs or ()) == ["x"]  # training_configs and grid are one thing: the task's own
+    assert a.by_defaults == {"num_epochs", "batch_size", "views", "grid"}
+    assert b.by_defaults == {"grid"}
+    assert [b.on_task(key) for key in ("views", "batch_size", "grid", "num_epochs")] == [True, True, False, False]
 
 
 def test_mistakes_in_defaults_are_said_once(write: Write, words) -> None:
@@ -180,7 +183,23 @@ def test_top_levels_that_are_no_tasks(write: Write, words, text: str, expected: 
         ("{task: Pets, refit: maybe}", 't.refit  expected true or false, got "maybe"'),
         ("{task: Pets, train_encoder: true}", "t.train_encoder  fine-tuning is not available yet"),
         ("{task: Pets, on_bad_image: ignore}", 't.on_bad_image  "ignore" is none of error, skip'),
-        ("{task: Pets, augment: crop}", 't.augment  "crop" is none of none, crop-flip; did you mean crop-flip?'),
+        (
+            "{task: Pets, augment: crop}",
+            't.augment  "crop" is none of none, crop-flip, scale-crop-flip, scale-crop-flip-colour; did you mean crop-flip?',
+        ),
+        ("{task: Pets, windows: 512}", "t.windows  expected a mapping, got 512"),
+        ("{task: Pets, windows: {size: 512}}", "t.windows.stride  missing key"),
+        (
+            "{task: Pets, windows: {size: 512, stride: 600}}",
+            "t.windows.stride  leaves gaps between windows of 512 x 512; expected at most that",
+        ),
+        (
+            "{task: Pets, windows: {size: [512, 64], stride: 100}}",
+            "t.windows.stride  leaves gaps between windows of 512 x 64; expected at most that",
+        ),
+        ("{task: Pets, windows: {size: 64, stride: 0}}", "t.windows.stride  expected a size in pixels or [height, width], got 0"),
+        ("{task: Pets, windows: {size: 64, stride: 32, step: 3}}", "t.windows.step  unknown key; did you mean stride?"),
+        ("{task: Pets, score_size: 0}", "t.score_size  expected at least 1, got 0"),
         ("{task: Pets, nmu_epochs: 3}", "t.nmu_epochs  unknown key; did you mean num_epochs?"),
         ("{task: Pets, label: x}", "t.label  unknown key"),
         ("{task: Pets, explicit: {}}", "t.explicit  unknown key; did you mean limit?"),

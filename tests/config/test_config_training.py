@@ -35,8 +35,8 @@ def scheduler(**values: Any) -> SchedulerConfig:
     ("given", "expected"),
     [
         ({"type": "StepLR", "step_size": 3, "gamma": 0.5}, {"type": "StepLR", "per": "epoch", "step_size": 3, "gamma": 0.5}),
-        ({"type": "poly", "exponent": 0.9}, {"type": "Poly", "per": "step", "exponent": 0.9}),
-        ({"type": "COSINE"}, {"type": "cosine", "per": "epoch", "min_lr": 0.0}),
+        ({"type": "poly", "exponent": 0.9}, {"type": "Poly", "per": "step", "exponent": 0.9, "warmup": 0}),
+        ({"type": "COSINE"}, {"type": "cosine", "per": "epoch", "min_lr": 0.0, "warmup": 0}),
         (
             {"type": "onecycle", "per": "step", "anneal": "cos"},
             {
@@ -106,6 +106,12 @@ def test_bare_name_of_a_schedule() -> None:
             {"scheduler": {"type": "none", "per": "step"}},
             ["scheduler.per: the schedule none takes no per; it belongs to StepLR, OneCycle, Poly, cosine"],
         ),
+        (
+            {"scheduler": {"type": "StepLR", "step_size": 1, "gamma": 0.1, "warmup": 3}},
+            ["scheduler.warmup: the schedule StepLR takes no warmup; it belongs to Poly, cosine"],
+        ),
+        ({"scheduler": {"type": "cosine", "warmup": -1}}, ["scheduler.warmup: expected at least 0, got -1"]),
+        ({"scheduler": {"type": "cosine", "warmup": 0.5}}, ["scheduler.warmup: expected a whole number, got 0.5"]),
         ({"scheduler": {"type": "cosine", "minlr": 0.1}}, ["scheduler.minlr: unknown key; did you mean min_lr?"]),
         (
             {"scheduler": {"type": "StepLR", "step_size": 1.5, "gamma": 0}},

@@ -60,6 +60,7 @@ def test_both_forms_are_one_dataset(photos: Path, packed: Path) -> None:
         assert list(other.ids) == list(images.ids)
         for i in range(len(images)):
             np.testing.assert_array_equal(np.asarray(other.read(i)), np.asarray(images.read(i)))
+            assert other.image_size(i) == images.image_size(i) == (30, 20)
         assert samples_id(tars.samples[split], "class") == samples_id(folder.samples[split], "class")
         rows = np.array([0, 3, 7])
         part = subset(other, rows)

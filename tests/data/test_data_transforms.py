@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from virb.data.transforms import Geometry, View, covering_size, draw_crop_flip
+from virb.data.transforms import Geometry, View, covering_size
+from virb.data.views import draw_crop_flip
 from virb.errors import UserError
 
 MODES = {"nearest": InterpolationMode.NEAREST, "bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}

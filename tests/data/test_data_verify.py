@@ -127,7 +127,7 @@ def test_duplicates_between_published_splits_are_reported(pets, tmp_path):
 
 
 def test_duplicates_in_a_split_that_somebody_made_are_wrong(tmp_path, monkeypatch):
-    monkeypatch.setitem(module.FACTS, "dtd", SimpleNamespace(**{**vars_of("dtd"), "splits": {}, "n_classes": None}))
+    monkeypatch.setitem(module.FACTS, "dtd", SimpleNamespace(**{**vars_of("dtd"), "splits": {}, "by_note": {}, "n_classes": None}))
     for split, seeds in (("train", (1, 2)), ("test", (3, 4))):
         for seed in seeds:
             image(tmp_path / f"dtd/{split}/banded/{seed}.png", seed)
@@ -182,3 +182,60 @@ def test_absent_data_and_many_images_in_order(tmp_path):
     report = verify("folder", tmp_path / "own", workers=2)
     assert report.decoded == 305
     assert report.findings[-1].names == ("train/a/298.png = test/a/x.png",)
+
+
+def test_the_numbers_are_those_of_the_split_that_was_found(tmp_path, monkeypatch):
+    facts = {**vars_of("sun397"), "n_classes": 2, "total": 6, "by_note": {"official partition": {"train": 2, "test": 2}}}
+    monkeypatch.setitem(module.FACTS, "sun397", SimpleNamespace(**facts))
+    assert FACTS["sun397"].total == 6
+    folder = tmp_path / "SUN397"
+    for k, name in enumerate(("abbey", "zoo")):
+        for i in range(3):
+            image(folder / f"{name[0]}/{name}/sun_{i}.jpg", 10 * k + i)
+    (folder / "ClassName.txt").write_text("/a/abbey\n/z/zoo\n")
+    assert verify("sun397", tmp_path).ok  # 80 % of each class: all six
+    for part, i in (("Training", 0), ("Testing", 1)):
+        (folder / f"{part}_01.txt").write_text(f"/a/abbey/sun_{i}.jpg\n/z/zoo/sun_{i}.jpg\n")
+    report = verify("sun397", tmp_path)
+    assert report.ok
+    (finding,) = report.findings
+    assert finding.text == "2 images lie beside the others and are in no split"
+    (folder / "Testing_01.txt").write_text("/a/abbey/sun_1.jpg\n")
+    assert wrong(verify("sun397", tmp_path)) == ["test has 1 samples; published are 2"]
+
+
+def test_published_numbers_of_other_splits():
+    assert FACTS["sun397"].by_note["official partition"] == {"train": 397 * 50, "test": 397 * 50}
+    assert sum(FACTS["eurosat"].by_note["split: the lists"].values()) == FACTS["eurosat"].total
+    assert FACTS["dtd"].by_note["folders"]["train"] == (1_880, 3_760)
+
+
+def test_drives_and_images_that_train_and_test_share_are_to_know(tmp_path):
+    folder = tmp_path / "nuScenes"
+    for drive in ("n015-a", "n015-b"):
+        for i in range(4):
+            image(folder / f"samples/{drive}__CAM_FRONT__{i}.jpg", 10 * ord(drive[-1]) + i)
+
+    def pairs(*numbers):
+        paths = [[f"samples/{drive}__CAM_FRONT__{i}.jpg" for i in (first, second)] for drive, first, second in numbers]
+        return json.dumps([{"img_a": a, "img_b": b, "label": "ahead"} for a, b in paths])
+
+    (folder / "nuScenes_train.json").write_text(pairs(("n015-a", 0, 1), ("n015-a", 1, 2)))
+    (folder / "nuScenes_test.json").write_text(pairs(("n015-a", 2, 3), ("n015-b", 0, 1), ("n015-b", 2, 3)))
+    report = verify("nuscenes-actions", tmp_path, decode=False)
+    found = {finding.text: finding.names for finding in report.findings}
+    assert found["1 images of test are those of train, too"] == ("samples/n015-a__CAM_FRONT__2.jpg",)
+    assert found["1 of the 2 places or drives of test (1 samples) are in train, too"] == ("n015-a",)
+    assert report.ok
+
+
+def test_low_shot_lists_of_imagenet(tmp_path):
+    for k, wnid in enumerate(("n01440764", "n01443537")):
+        for split in ("train", "val"):
+            image(tmp_path / f"imagenet/{split}/{wnid}/{wnid}_{split}.JPEG", 10 * k + len(split))
+    assert not [text for text in wrong(verify("imagenet", tmp_path, decode=False)) if "percent" in text]
+    (tmp_path / "imagenet/1percent.txt").write_text("n01440764_train.JPEG\nn01440764_other.JPEG\n")
+    report = verify("imagenet", tmp_path, decode=False)
+    assert "1percent.txt has 2 names; published are 12,811" in wrong(report)
+    (finding,) = (finding for finding in report.findings if "stand for no image" in finding.text)
+    assert finding.names == ("n01440764_other.JPEG",)

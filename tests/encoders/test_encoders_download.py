@@ -20,8 +20,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from virb.encoders import download, share_links
-from virb.encoders.download import NotDownloaded, Progress, check_sha256, weights_file
+from virb import share_links, transfer
+from virb.encoders.download import NotDownloaded, check_sha256, weights_file
 from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
 from virb.io import Lease
@@ -186,7 +186,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "_PAUSE", 0.01)
+    monkeypatch.setattr(transfer, "_PAUSE", 0.01)
     yield server
     server.shutdown()
     server.server_close()
@@ -197,7 +197,7 @@ def left_over() -> list[str]:
 
 
 def test_a_file_is_downloaded_once(host) -> None:
-    told: list[Progress] = []
+    told: list[transfer.Progress] = []
     url = f"{host.home}/files/model.pth.tar?download=true#top"
     path = weights_file(url, progress=told.append)
     assert path == Path("pretrained_weights/model.pth.tar")
@@ -247,7 +247,7 @@ def test_the_servers_name_stays_inside_the_folder(host) -> None:
     ],
 )
 def test_names(given: str, safe: str) -> None:
-    assert download._name(given) == safe
+    assert transfer.safe_name(given) == safe
 
 
 def test_two_addresses_with_one_name(host) -> None:
@@ -268,7 +268,7 @@ def test_resumes_by_range_after_a_broken_connection(host) -> None:
 
 
 def test_resumes_in_a_later_run(host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
     with pytest.raises(ViRBError, match=r"broke .*200 kB are kept, run the same command again to go on"):
         weights_file(f"{host.home}/files/flaky.pth")
     assert not Path("pretrained_weights/flaky.pth").exists()
@@ -405,7 +405,7 @@ def test_no_network(host) -> None:
 def test_disk_full(host, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{host.home}/files/model.pth.tar"
     with monkeypatch.context() as patch:
-        patch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+        patch.setattr(transfer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
         with pytest.raises(ViRBError, match=r"the disk is full: .* has 512 kB to go, pretrained_weights has 1 kB left"):
             weights_file(url)
     part = Path("pretrained_weights") / f"model.pth.tar.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part"
@@ -481,9 +481,9 @@ def test_waits_for_another_process_and_tells_its_progress(host) -> None:
     stem = f"pretrained_weights/model.pth.tar.{hashlib.sha256(url.encode()).hexdigest()[:8]}"
     lease = Lease(Path(f"{stem}.lease"))
     Path(f"{stem}.part").write_bytes(b"12345")
-    told: list[Progress] = []
+    told: list[transfer.Progress] = []
 
-    def tell(state: Progress) -> None:
+    def tell(state: transfer.Progress) -> None:
         told.append(state)
         if len(told) == 1:
             Path(f"{stem}.part").rename("pretrained_weights/model.pth.tar")  # the other one is done
@@ -507,7 +507,7 @@ def test_an_encoder_from_an_address(host) -> None:
     ):
         load_encoder(url, offline=True)
     assert host.asked == []
-    told: list[Progress] = []
+    told: list[transfer.Progress] = []
     encoder = load_encoder(url, progress=told.append)
     assert encoder.spec.architecture == "resnet18"
     assert encoder.spec.name == "tiny"

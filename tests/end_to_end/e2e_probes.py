@@ -142,7 +142,9 @@ class DenseHead:
             for batch in loaders[REPORT].batches(settings.test_batch_size):
                 masks = _masks(batch)
                 parts.append(pixel_statistics(_resized(head(_maps(encoder, batch)), masks).argmax(1), masks))
-        outcome = single(settings, Predictions(None, statistics={"pixel_accuracy": Statistics.concatenate(parts)}), dict(head.state_dict()))
+        outcome = single(
+            settings, Predictions(None, statistics={"share_of_pixels": Statistics.concatenate(parts)}), dict(head.state_dict())
+        )
         outcome.runs[0].configs[name].history = history
         return outcome
 
@@ -242,7 +244,7 @@ def _purity_statistics(cluster: Any, target: Any) -> Statistics:
     return Statistics(np.array([[float((c == cluster[0]) == (t == target[0])), 1.0] for c, t in zip(cluster, target, strict=True)]))
 
 
-PIXEL_ACCURACY = Metric("pixel_accuracy", "pixels", True, "%", pixel_statistics, ratio)
+PIXEL_ACCURACY = Metric("share_of_pixels", "pixels", True, "%", pixel_statistics, ratio)
 MEAN_OVERLAP = Metric("mean_overlap", "mean IoU", True, "%", _overlap_statistics, ratio)
 RECALL_1 = Metric("recall1", "R@1", True, "%", _recall_statistics, ratio)
 PURITY = Metric("purity", "purity", True, "%", _purity_statistics, ratio)

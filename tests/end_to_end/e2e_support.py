@@ -128,6 +128,8 @@ def assert_same_results(one: Path, other: Path) -> None:
             left, right = (torch.load(path, weights_only=True) for path in (a, b))
             assert list(left) == list(right)
             assert all(torch.equal(left[key], right[key]) for key in left), name
+        elif name.endswith(".png"):
+            assert a.read_bytes() == b.read_bytes(), name
         elif name.endswith("/events"):
             assert curves(a.parent) == curves(b.parent), name
         elif name == "results.csv":

@@ -129,6 +129,28 @@ def test_several_streams_share_the_decoding_and_skip_the_same_bad_images(bench: 
     assert f"{bad}: is not an image that can be read; repair or remove it" in answer.text
 
 
+PLANTED = "planted: {module: 'e2e_dense:Colours', weights: random, input: {size: [24, 36], mean: [0, 0, 0], std: [1, 1, 1]}}\n"
+PIXELWISE = "{task: 'e2e_dense:MASKS', num_epochs: 3, batch_size: 5, training_configs: {a: {optimizer: adamw, lr: 0.1}}, pre_encode: false"
+
+
+@pytest.mark.parametrize("more", ["probe: dense-multi", "windows: {size: [24, 36], stride: [8, 12]}"])
+def test_dense_heads_that_stream_decode_each_image_once(bench: Bench, more: str) -> None:
+    """14 to train on and 7 to test on, however many maps or windows are made of them; and 4 once more, for the picture."""
+    bench.write(PLANTED, f"masks: {PIXELWISE}, {more}}}\n")
+    bench.run_well("--cache_budget", "0", out=bench.folder / "without")
+    assert last_run(bench.folder / "without")["plan"]["decoded_images"] > 3 * 14
+    bench.run_well()
+    record = last_run(bench.out)
+    known = 2 if "windows" in more else 0  # looked at while planning, and a list of windows remembers its last few images
+    assert record["plan"]["decoded_images"] == 14 + 7 + 4 - known
+    assert record["plan"]["images_to_decode"] >= 14 + 7  # windows count one by one there
+    assert any("decoded images of 2 image lists are kept" in note for note in record["plan"]["notes"])
+    job = bench.job("planted", "masks")
+    assert (job["streamed"], job["tier"]) == (True, "streamed")
+    assert "stream" in {timing["stage"] for timing in job["timings"]}
+    assert_same_results(bench.folder / "without", bench.out)
+
+
 def test_passes_that_memory_splits_decode_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.write(FOUR)
     bench.run_well(out=bench.folder / "whole")
@@ -157,6 +179,8 @@ def test_the_counter_counts_failed_tries_and_threads(tmp_path: Path) -> None:
     with pytest.raises(images.BadImage):
         decode.read_rgb(str(tmp_path / "none.png"))
     assert decode.DECODED.value - before == 5 * len(paths) + 1
+    assert decode.read_target(paths[0]).tobytes() == decode.read_rgb(paths[0]).tobytes()
+    assert decode.DECODED.value - before == 5 * len(paths) + 2  # a target is no image
 
 
 @pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])

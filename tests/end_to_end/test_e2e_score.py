@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from e2e_support import PIXELS, Bench, save_images, stable
 
-from virb.data.datasets.imagenet import wnids
+from virb.data.datasets.imagenet import CORRUPTIONS, wnids
 from virb.results.samples import read_samples
 
 GLOB = "other: {task: folder, data: {root: ROOT}, task_head_weights_path: 'out/%s/col*/model_head.pt'}\n"
@@ -195,6 +196,44 @@ def test_heads_of_other_weights_are_not_this_encoders(bench: Bench) -> None:
     assert "were trained on other weights than this encoder has; run colours again" in answer.errors
 
 
+def test_without_its_trainer_the_trainer_runs_first_and_is_found_again_by_its_task(imagenets: Bench) -> None:
+    """One file with Imagenetv2 alone; then two commands in which the trainer has a label of its own."""
+    alone = "v2: {task: Imagenetv2, task_head_weights_path: 'out/%s/Imagenet*/model_head.pt'}\n"
+    imagenets.write(tasks=alone)
+    answer = imagenets.run_well()
+    assert "Imagenet is trained first, with its defaults: v2 scores its heads" in answer.text
+    first = imagenets.job("pixels", "v2")
+    (head,) = first["protocol"]["values"]["heads"]["value"]
+    assert (head["label"], head["task"]) == ("Imagenet", "Imagenet")
+    imagenets.write(tasks="v2: {task: Imagenetv2}\n")
+    answer = imagenets.run_well()  # now it is there
+    assert "trained first" not in answer.text
+    two = imagenets.folder / "two"
+    imagenets.write(tasks="in1k: {task: Imagenet}\nin1k_knn: {task: Imagenet, probe: knn}\n")
+    imagenets.run_well(out=two)
+    imagenets.write(tasks="v2: {task: Imagenetv2}\n")
+    answer = imagenets.run_well(out=two)
+    assert "1 job" in answer.text
+    job = imagenets.job("pixels", "v2", out=two)
+    assert job["metrics"] == first["metrics"]
+    assert job["protocol"]["values"]["heads"]["value"][0]["label"] == "in1k"
+    imagenets.write(tasks="other: {task: Imagenet, probe: ncm}\n")
+    imagenets.run_well(out=two)
+    imagenets.write(tasks="v2_again: {task: Imagenetv2}\n")
+    answer = imagenets.run(out=two)
+    assert (answer.code, "heads of Imagenet (in1k, other); say whose are scored: heads_from: in1k" in answer.errors) == (2, True)
+
+
+@pytest.mark.parametrize("file", ["dino_imagenet", "dora_imagenet"])
+def test_shipped_files_with_k_nn_beside_linear_have_heads_to_score(imagenets: Bench, file: str) -> None:
+    text = (Path(__file__).parents[2] / f"configs/task_configs/{file}.yaml").read_text()
+    imagenets.write(tasks=text + "Imagenetv2: {task: Imagenetv2}\nImagenetA: {task: ImagenetA}\n")
+    answer = imagenets.run(command="check")
+    assert answer.code == 0, answer.errors
+    assert "Imagenetv2, heads of Imagenet_linear" in answer.text
+    assert "ImagenetA, heads of Imagenet_linear" in answer.text
+
+
 WNIDS = ("n01498041", "n01531178", "n02007558")  # in ImageNet, -A and -R (stingray, goldfinch, flamingo)
 
 
@@ -246,3 +285,46 @@ def test_the_sets_around_imagenet(imagenets: Bench) -> None:
     }
     assert jobs["ImagenetReaL"]["metrics"][0]["n_samples"] == 11  # one image has no label
     assert (out / "pixels/Imagenetv2-adam-0.01/results.json").exists()
+
+
+def test_corrupted_images_are_not_cropped_again(imagenets: Bench) -> None:
+    """They were published cut to 224 pixels: heads that know a shorter side of 256 and its centre see them whole. A few corruptions have a
+    mean error and no mCE."""
+    for corruption in CORRUPTIONS:
+        for severity in range(1, 6):
+            place = imagenets.folder / "imagenet-c" / corruption / str(severity)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(imagenets.folder / "imagenet-a", place)
+    head = "training_configs: {adam-0.01: {optimizer: adam, lr: 0.01}}"
+    text = f"Imagenet: {{task: Imagenet, num_epochs: 30, {head}}}\nImagenetC: {{task: ImagenetC}}\n"
+    text += "some: {task: ImagenetC, data: {corruptions: [fog, jpeg_compression]}}\n"
+    imagenets.write(encoders="pixels: {arch: pixels, args: {side: 4}}\n", tasks=text)
+    imagenets.run_well("--input_size", "224")
+    geometries = [imagenets.job("pixels", label)["protocol"]["values"]["geometry"] for label in ("Imagenet", "ImagenetC")]
+    assert geometries[0]["origin"] == "--input_size"
+    assert (geometries[1]["origin"], geometries[1]["value"]["resize"], geometries[1]["value"]["crop"]) == (
+        "task ImagenetC",
+        "none",
+        "center",
+    )
+    whole, some = ({m["name"]: m["value"] for m in imagenets.job("pixels", label)["metrics"]} for label in ("ImagenetC", "some"))
+    assert whole["mCE"] is not None
+    assert some["mCE"] is None
+    assert some["mean_corruption_error"] is not None
+
+
+def test_the_layout_of_anothers_head_is_said_and_decides(bench: Bench) -> None:
+    """[CLS] and mean patch token one after the other in a file with DINO's names, as iBOT leaves it: told so, it is read so."""
+    generator = torch.Generator().manual_seed(0)
+    state = {"module.linear.weight": torch.randn(3, 384, generator=generator), "module.linear.bias": torch.zeros(3)}
+    torch.save({"state_dict": state}, bench.folder / "linear.pth")
+    keys = "task: folder, data: {root: ROOT}, features: 'cls[-1]+tokens[-1].mean', task_head_weights_path: linear.pth"
+    text = eval_only(bench, f"dinos: {{{keys}}}\n") + eval_only(bench, f"others: {{{keys}, head_layout: concatenated}}\n")
+    bench.write(encoders="vit: {arch: vit_tiny, weights: random, args: {patch_size: 8, img_size: 16}}\n", tasks=text)
+    bench.run_well()
+    heads = {label: bench.job("vit", label)["protocol"]["values"]["heads"]["value"][0] for label in ("dinos", "others")}
+    assert {label: head["layout"] for label, head in heads.items()} == {"dinos": "interleaved", "others": "concatenated"}
+    assert heads["dinos"]["sha256"] == heads["others"]["sha256"]
+    losses = [bench.job("vit", label)["runs"][0]["loss"] for label in ("dinos", "others")]
+    assert losses[0] != losses[1]
+    assert bench.job("vit", "dinos")["key"] != bench.job("vit", "others")["key"]

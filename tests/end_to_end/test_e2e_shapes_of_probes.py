@@ -78,7 +78,7 @@ def test_a_dense_head_from_batches(bench: Bench) -> None:
     samples = read_samples(bench.out / "vit/masks/samples.npz")
     assert samples.prediction is None  # maps are not kept
     assert samples.target is None
-    (statistics,) = samples.statistics["pixel_accuracy"]
+    (statistics,) = samples.statistics["share_of_pixels"]
     assert statistics.values.shape == (30, 2)
     assert statistics.values[:, 0].sum() / statistics.values[:, 1].sum() == dense
     job = bench.job("vit", "masks")

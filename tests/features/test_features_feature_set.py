@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +140,16 @@ def test_on_cuda(cache, tier):
     assert np.array_equal(got.cpu().numpy(), values[picks[[10, 0, 3]]])
     assert features.sample(4)[2].device.type == "cuda"
     assert np.array_equal(features.sample(4)[2].cpu().numpy(), values[picks[4, 2]])
+    rows = features.gather_rows(np.array([4, 0]))
+    assert rows.device.type == "cuda"
+    assert np.array_equal(rows.cpu().numpy(), values[picks[[4, 0]].reshape(-1)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_rows_that_lie_on_the_device_beside_others_that_are_streamed():
+    """A job may stream one map of a request and hold another: both are read without copies then."""
+    cuda, values = torch.device("cuda"), values_of(0)
+    held = SimpleNamespace(shape=values.shape[1:], nbytes=0, read=lambda rows: torch.from_numpy(values).to(cuda)[torch.from_numpy(rows)])
+    features = SampleFeatures([held], np.arange(N_ROWS), np.arange(N_ROWS + 1), cuda, "streamed")
+    for found in (features.gather(np.array([4, 0])), features.gather_rows(np.array([4, 0]))):
+        assert np.array_equal(found.cpu().numpy(), values[[4, 0]])

@@ -106,6 +106,32 @@ def test_one_cycle_of_very_few_epochs_is_finite(epochs: int) -> None:
         assert momentum.min() >= 0.85
 
 
+def test_warm_up_rises_in_a_straight_line_times_the_schedule() -> None:
+    """By hand: five steps of Poly 1 fall by a fifth each; a warm-up of three gives a quarter, half, three quarters, all of that."""
+    lr, momentum = values(SchedulerConfig(type="Poly", exponent=1.0, warmup=3), 0.8, 5, 1)
+    np.testing.assert_allclose(lr, [0.8 * 1.0 / 4, 0.8 * 0.8 / 2, 0.8 * 0.6 * 3 / 4, 0.8 * 0.4, 0.8 * 0.2], rtol=1e-12)
+    assert momentum is None
+
+
+def test_warm_up_counts_in_the_unit_of_the_schedule() -> None:
+    ramp = [1 / 3, 2 / 3, 1, 1, 1, 1, 1]
+    plain, _ = values(SchedulerConfig(type="cosine"), 0.1, EPOCHS, STEPS)
+    by_epoch, _ = values(SchedulerConfig(type="cosine", warmup=2), 0.1, EPOCHS, STEPS)
+    np.testing.assert_allclose(by_epoch, plain * np.repeat(ramp, STEPS), rtol=1e-12)
+    plain, _ = values(SchedulerConfig(type="cosine", per="step"), 0.1, EPOCHS, STEPS)
+    by_step, _ = values(SchedulerConfig(type="cosine", per="step", warmup=2), 0.1, EPOCHS, STEPS)
+    np.testing.assert_allclose(by_step, plain * np.pad(ramp, (0, EPOCHS * STEPS - len(ramp)), constant_values=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["Poly", "cosine"])
+def test_no_warm_up_changes_no_bit(kind: str) -> None:
+    options = {"exponent": 0.9} if kind == "Poly" else {}
+    lr, _ = values(SchedulerConfig(type=kind, per="step", warmup=0, **options), 0.37, EPOCHS, STEPS)
+    unit, total = np.arange(EPOCHS * STEPS), EPOCHS * STEPS
+    expected = 0.37 * (1.0 - unit / total) ** 0.9 if kind == "Poly" else 0.0 + (0.37 - 0.0) * (1.0 + np.cos(np.pi * (unit / total))) / 2.0
+    np.testing.assert_array_equal(lr, expected)
+
+
 def test_wrong_schedules_are_refused() -> None:
     class Odd:
         type, per, gamma, step_size = "StepLRR", "epoch", 0.1, None

@@ -9,7 +9,7 @@ from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from virb.metrics.base import find_metric
 
-MAE, RMSE = find_metric("mae"), find_metric("rmse")
+MAE, RMSE = find_metric("mae"), find_metric("root_mean_squared_error")
 
 
 def test_scikit_learns_errors() -> None:

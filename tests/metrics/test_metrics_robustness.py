@@ -38,7 +38,7 @@ def test_errors_are_relative_to_alexnets_and_as_they_are() -> None:
 
 def test_alexnet_itself_has_an_mce_of_one() -> None:
     assert len(ALEXNET) == len(CORRUPTIONS) == 15
-    sums = np.stack([ALEXNET * 1e6, np.full(15, 1e6)], axis=1)
+    sums = np.stack([np.repeat(ALEXNET, 5) * 1e6, np.full(75, 1e6)], axis=1)
     assert find_metric("mCE").value(sums) == pytest.approx(1.0)
 
 
@@ -46,6 +46,20 @@ def test_fewer_corruptions_have_no_mce_but_a_mean() -> None:
     scores, targets = corrupted({0: 0.5, 3: 0.1})
     assert find_metric("mCE").score(scores, targets) is None
     assert find_metric("mean_corruption_error").score(scores, targets) == pytest.approx(0.3)
+
+
+def test_fewer_severities_have_no_mce() -> None:
+    """Error rates at severity 1 alone are no mean over five of them; one missing severity of one corruption is enough."""
+    scores, targets = corrupted(dict.fromkeys(range(15), 0.5))
+    for kept in (targets[:, 2] == 1, (targets[:, 1] != 7) | (targets[:, 2] != 4)):
+        assert find_metric("mCE").score(scores[kept], targets[kept]) is None
+        assert find_metric("mean_corruption_error").score(scores[kept], targets[kept]) is not None
+
+
+@pytest.mark.parametrize("target", [(0, 15, 1), (0, -1, 1), (0, 0, 0), (0, 0, 6)])
+def test_numbers_that_are_no_corruption_or_severity(target: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="Expected corruptions 0 to 14 and severities 1 to 5"):
+        find_metric("mCE").score(np.zeros((1, 4)), np.array([target]))
 
 
 @pytest.mark.parametrize(("name", "target"), [("real_accuracy", np.zeros(3, dtype=int)), ("mCE", np.zeros((3, 2), dtype=int))])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from plan_support import DIGITS, PIXELS, MakePlan
 
 from virb.features.cache import FeatureCache
@@ -90,6 +91,25 @@ def test_a_bundle_that_is_too_large_by_itself_streams_its_largest_entry(make_pla
     streams = f"1 of 2 feature sets do not fit the cache budget ({small + large - 1}): they are encoded while heads train"
     assert tight.notes[0] == streams
     assert tight.notes[1:] == ("147 kB of decoded images do not fit the cache budget: images are decoded whenever they are read",)
+
+
+def test_what_memory_cannot_hold_is_streamed_and_the_others_are_made_in_rounds(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(THREE, {"t": SMALL})
+    limit = 12 * 4 * 3 * 5 * 5  # of the 12 training images of b, in float32
+    monkeypatch.setattr("virb.plan.units.slice_limit", lambda devices: limit)
+    note = "1 of 6 feature sets are too large to keep (memory could not hold 512 images of them): they are encoded while heads train"
+    roomy = make_plan(THREE, {"t": SMALL})
+    assert [(e.wanted.encoder, e.n_rows) for e in roomy.context.entries.values() if e.streamed] == [("c", 12)]
+    assert roomy.notes[0] == note
+    assert "decoded images of 1 image list are kept" in roomy.notes[1]
+    assert roomy.bytes_new == plan.bytes_new - 12 * 2 * 3 * 6 * 6
+    tight = make_plan(THREE, {"t": SMALL}, cache_budget=str(max(size_of(plan, name) for name in "ab")))
+    assert [(e.wanted.encoder, e.n_rows) for e in tight.context.entries.values() if e.streamed] == [("c", 12)]
+    assert tight.notes[0] == note
+    assert "rounds" in tight.notes[1]
+    walk(tight)
 
 
 def test_cached_entries_take_no_room_and_are_not_released(make_plan: MakePlan, tmp_path: Path) -> None:

@@ -11,14 +11,18 @@ import torch
 from plan_support import DIGITS, PIXELS, TINY_VIT, MakePlan
 
 from virb.config import GradientConfig, InputOverride, MlpConfig, SchedulerConfig, encoder_config_from_mapping
-from virb.config.records import EncoderKeys, TaskKeys
+from virb.config.records import EncoderKeys, TaskKeys, WindowKeys
+from virb.data.transforms import AUGMENTS as ALL_AUGMENTS
 from virb.encoders.load import encoder_names, load_encoder
 from virb.errors import ConfigError, ViRBError
 from virb.plan.jobs import Job, Plan
-from virb.tasks.vocabulary import TaskVocabulary
+from virb.probes.base import probe_names
+from virb.tasks.vocabulary import TaskVocabulary, get_probe
 
+AUGMENTS = [augment for augment in ALL_AUGMENTS if augment != "none"]
 SGD = {"optimizer": "sgd", "lr": 1.0}
 SMALL = {"task": "shapes-count", "data": {"n_train": 12, "n_test": 6}}
+MASKS = {"task": "shapes-segmentation", "data": {"n_train": 12, "n_test": 6}, "training_configs": {"a": {"optimizer": "sgd", "lr": 1.0}}}
 
 
 def only_job(plan: Plan) -> Job:
@@ -50,6 +54,7 @@ TASK: dict[str, tuple[dict[str, Any], Any, str]] = {
     "num_dataset_repeats": (DIGITS, 3, "entries"),
     "views": (DIGITS, 3, "entries"),
     "task_head_weights_path": (DIGITS, "out/%s/t-a/model_head.pt", "no head matches .*t-a/model_head.pt: run the task that trains"),
+    "head_layout": (DIGITS, "interleaved", "it needs task_head_weights_path"),
     "heads_from": (DIGITS, "other", "there is no head of other for the encoder e in out: run the task other first"),
     "class_map": (DIGITS, {"0": "zero"}, "it needs heads_from or task_head_weights_path"),
     "limit": (DIGITS, {"train": 100}, "entries"),
@@ -61,6 +66,8 @@ TASK: dict[str, tuple[dict[str, Any], Any, str]] = {
     "train_encoder": (DIGITS, True, "fine-tuning is not available yet"),
     "on_bad_image": (DIGITS, "skip", "key"),
     "augment": (DIGITS, "crop-flip", "entries"),
+    "windows": (MASKS, {"size": 48, "stride": 32}, "entries"),
+    "score_size": (MASKS, 32, "key"),
     "training_configs": (DIGITS, {"a": SGD}, "key"),
     "grid": (DIGITS, SGD, "key"),
 }
@@ -81,6 +88,76 @@ def test_task_keys(make_plan: MakePlan, key: str) -> None:
     after = seen(make_plan(None, {"t": {**task, key: value}}))
     assert before[effect] != after[effect]
     assert (before["key"] != after["key"]) == (key != "pre_encode")
+
+
+@pytest.mark.parametrize("task", [DIGITS, MASKS])
+def test_every_way_to_augment_makes_other_views(make_plan: MakePlan, task: dict[str, Any]) -> None:
+    plans = [seen(make_plan(None, {"t": {**task, "augment": augment}})) for augment in ("none", *AUGMENTS)]
+    for part in ("key", "entries"):
+        assert len({str(plan[part]) for plan in plans}) == 4
+    assert len({str(plan["entries"]["report"]) for plan in plans}) == 1  # only what is trained on
+
+
+# key -> (windows without it, its value)
+WINDOWS: dict[str, tuple[dict[str, Any], Any]] = {
+    "size": ({"size": 48, "stride": 32}, [48, 56]),
+    "stride": ({"size": 48, "stride": 32}, [32, 31]),
+    "shorter": ({"size": 48, "stride": 32}, 96),
+}
+
+
+@pytest.mark.parametrize("key", WindowKeys.model_fields)
+def test_window_keys(make_plan: MakePlan, key: str) -> None:
+    base, value = WINDOWS[key]
+    before, after = (seen(make_plan(None, {"t": {**MASKS, "windows": windows}})) for windows in (base, {**base, key: value}))
+    assert before["key"] != after["key"]
+    assert before["entries"]["fit"] == after["entries"]["fit"]
+    assert before["entries"]["report"] != after["entries"]["report"]
+    assert before["entries"]["select"] != after["entries"]["select"]
+
+
+# probe -> its own keys: (a training config without it, its value); and the task on which all its keys mean something
+DENSE: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
+    "dense-linear": {"norm": (SGD, "none"), "dropout": (SGD, 0.1), "output": (SGD, "direct"), "n_bins": (SGD, 64), "loss_size": (SGD, 16)},
+    "dense-multi": {"norm": (SGD, "none"), "dropout": (SGD, 0.1), "output": (SGD, "direct"), "n_bins": (SGD, 64), "loss_size": (SGD, 16)},
+    "pixelshuffle": {"output": (SGD, "bins"), "n_bins": ({**SGD, "output": "bins"}, 64), "loss_size": (SGD, 16)},
+    "deeplab": {"output": (SGD, "direct"), "n_bins": (SGD, 64), "loss_size": (SGD, 16)},
+    "siamese": {
+        "output": (SGD, "direct"),
+        "n_bins": (SGD, 64),
+        "loss_size": (SGD, 16),
+        "fusion": (SGD, "correlation"),
+        "radius": ({**SGD, "fusion": "correlation"}, 2),
+    },
+}
+OF_OPTIMIZER: dict[str, tuple[dict[str, Any], Any]] = {
+    "optimizer": (SGD, "adam"),
+    "lr": (SGD, 0.5),
+    "momentum": (SGD, 0.9),
+    "nesterov": ({**SGD, "momentum": 0.9}, True),
+    "weight_decay": (SGD, 0.1),
+    "scheduler": (SGD, "cosine"),
+}
+DEPTH, FLOW = ({"task": name, "data": {"n_train": 12, "n_test": 6}} for name in ("shapes-depth", "shapes-flow"))
+
+
+def test_every_key_of_a_dense_config_has_a_case() -> None:
+    assert set(get_probe("deeplab@virb2021").Config.model_fields) == set(get_probe("deeplab").Config.model_fields)  # needs a large network
+    assert set(DENSE) | {"deeplab@virb2021"} == {name for name in probe_names() if getattr(get_probe(name), "reads_maps", False)}
+    for name, own in DENSE.items():
+        assert set(own) | set(OF_OPTIMIZER) == set(get_probe(name).Config.model_fields), name
+
+
+@pytest.mark.parametrize(("probe", "key"), [(probe, key) for probe, own in DENSE.items() for key in (*OF_OPTIMIZER, *own)])
+def test_dense_keys(make_plan: MakePlan, probe: str, key: str) -> None:
+    config, value = {**OF_OPTIMIZER, **DENSE[probe]}[key]
+    task = FLOW if probe == "siamese" else DEPTH
+    if probe == "siamese" and key in ("output", "n_bins"):  # depth alone has them
+        with pytest.raises(ConfigError, match=rf"a: {key}:? .*belongs to "):
+            make_plan(None, {"t": {**task, "training_configs": {"a": {**config, key: value}}}})
+        return
+    plans = [make_plan(None, {"t": {**task, "probe": probe, "training_configs": {"a": one}}}) for one in (config, {**config, key: value})]
+    assert only_job(plans[0]).key != only_job(plans[1]).key
 
 
 # key -> (a training config without it, its value)
@@ -110,6 +187,7 @@ SCHEDULER: dict[str, tuple[dict[str, Any], Any]] = {
     "base_momentum": (ONE_CYCLE, 0.5),
     "max_momentum": (ONE_CYCLE, 0.5),
     "min_lr": ({"type": "cosine"}, 0.1),
+    "warmup": ({"type": "cosine"}, 3),
 }
 
 
@@ -125,6 +203,10 @@ def config_key(make_plan: MakePlan, config: dict[str, Any], probe: str = "mlp") 
 @pytest.mark.parametrize("key", CONFIG)
 def test_training_keys(make_plan: MakePlan, key: str) -> None:
     config, value = CONFIG[key]
+    if key == "head":  # of a sample's several images; here they have one
+        with pytest.raises(ConfigError, match="a sample of this task has one image"):
+            config_key(make_plan, {**config, key: value})
+        return
     assert config_key(make_plan, config) != config_key(make_plan, {**config, key: value})
     if key in GradientConfig.model_fields:
         assert config_key(make_plan, config, "linear") != config_key(make_plan, {**config, key: value}, "linear")

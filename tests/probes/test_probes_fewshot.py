@@ -14,7 +14,7 @@ from virb.errors import UserError
 from virb.metrics.base import find_metric
 from virb.probes.base import find_probe
 from virb.probes.fewshot import FewshotConfig, FewshotProbe, draw_shots
-from virb.probes.lowshot import LowshotConfig, LowshotProbe, draw_share
+from virb.probes.lowshot import LowshotConfig, LowshotProbe, draw_share, find_list
 from virb.results.statistics import estimate
 
 SHOTS = {f"shots{n}": FewshotConfig(shots=n) for n in (1, 4, 16)}
@@ -132,10 +132,45 @@ def test_lowshot_reads_a_list(tmp_path: Path) -> None:
     outcome = run(data, {"a": LowshotConfig(list=str(names))}, LowshotProbe)
     assert outcome.index_lists["list"] == chosen
     assert len(outcome.runs) == 1
-    assert any("1 of the 31 samples of the list" in note for note in outcome.notes)
+    assert any("those of the list 1percent.txt; 1 of its names" in note for note in outcome.notes)
     assert len(predicted(outcome)) == 83
     names.write_text("img_x.JPEG\nimg_1.JPEG\n")
     with pytest.raises(UserError, match="1 of its 2 samples, such as img_x"):
         run(data, {"a": LowshotConfig(list=str(names))}, LowshotProbe)
     with pytest.raises(UserError, match="cannot read the list"):
         run(data, {"a": LowshotConfig(list=str(tmp_path / "none.txt"))}, LowshotProbe)
+
+
+def test_a_list_keeps_its_samples_where_some_are_held_out(tmp_path: Path) -> None:
+    """Nothing of what it names is held out for the choice, and stored positions are those of all fit samples."""
+    data = roles(select=False)
+    names = tmp_path / "list.txt"
+    chosen = list(range(0, 210, 2))
+    names.write_text("\n".join(data["fit"].sample_ids[chosen]))
+    outcome = run(data, {"a": LowshotConfig(list=str(names))}, LowshotProbe)
+    held = outcome.index_lists["select"]
+    assert outcome.index_lists["list"] == chosen
+    assert held
+    assert not set(held) & set(chosen)
+    drawn = run(data, {"a": LowshotConfig(share=0.5)}, LowshotProbe).index_lists
+    assert not set(drawn["select"]) & {i for name, positions in drawn.items() if name.startswith("draw") for i in positions}
+    shots = run(data, {"a": FewshotConfig(shots=16)}).index_lists
+    assert not set(shots["select"]) & {i for name, positions in shots.items() if name.startswith("draw") for i in positions}
+
+
+def test_a_share_beside_a_list_is_refused() -> None:
+    with pytest.raises(ValidationError, match="leave out one of share and list"):
+        LowshotConfig(list="a.txt", share=0.1)
+    assert LowshotConfig().share == 0.01
+    assert LowshotConfig(list="a.txt").share is None
+
+
+def test_published_lists_are_found_beside_the_data(tmp_path: Path) -> None:
+    (tmp_path / "10percent.txt").write_text("x\n")
+    (tmp_path / "mine.txt").write_text("x\n")
+    assert find_list(LowshotConfig(share=0.1), "imagenet", tmp_path, []) == tmp_path / "10percent.txt"
+    assert find_list(LowshotConfig(share=0.01), "imagenet", tmp_path, []) is None  # not there
+    assert find_list(LowshotConfig(share=0.1), "folder", tmp_path, []) is None  # another data set's share
+    assert find_list(LowshotConfig(list="mine.txt"), "folder", None, [tmp_path]) == tmp_path / "mine.txt"
+    with pytest.raises(UserError, match="there is no list of samples"):
+        find_list(LowshotConfig(list="other.txt"), "folder", None, [tmp_path])

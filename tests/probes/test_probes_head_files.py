@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from virb.errors import UserError
-from virb.probes.head_files import file_hash, read_head
+from virb.probes.head_files import Layout, file_hash, layout_of, read_head
 from virb.probes.heads import IMAGES, HeadShape, apply_head, init_head
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dino_linear_features.npz"
@@ -35,6 +35,41 @@ def test_names_of_others_are_known(tmp_path: Path, prefix: str) -> None:
     torch.save({f"{prefix}weight": head["head.weight"], f"{prefix}bias": head["head.bias"]}, tmp_path / "h.pt")
     read = read_head(tmp_path / "h.pt", "embedding")
     assert all(torch.equal(read[name], head[name]) for name in head)
+
+
+TWO = "cls[-1]+tokens[-1].mean"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "asked", "interleaved"),
+    [
+        ("module.linear.", None, True),  # DINO's
+        ("", None, False),  # iBOT's and others' are as ours; nothing in the file says so
+        ("linear.", None, False),
+        ("fc.", None, False),
+        ("", "interleaved", True),
+        ("module.linear.", "concatenated", False),
+    ],
+)
+def test_only_dinos_names_mean_interleaved(tmp_path: Path, prefix: str, asked: Layout | None, interleaved: bool) -> None:
+    head = init_head(HeadShape(8, 3), 0)
+    weight = head["head.weight"]
+    path = tmp_path / "h.pt"
+    torch.save({"state_dict": {f"{prefix}weight": weight, f"{prefix}bias": head["head.bias"]}}, path)
+    assert layout_of(path, TWO, asked) == ("interleaved" if interleaved else "concatenated")
+    expected = torch.stack([weight[:, i] for i in (0, 2, 4, 6, 1, 3, 5, 7)], 1) if interleaved else weight
+    assert torch.equal(read_head(path, TWO, asked)["head.weight"], expected)
+    assert torch.equal(read_head(path, "embedding")["head.weight"], weight)
+    assert layout_of(path, "embedding") is None
+
+
+def test_a_layout_of_what_has_one_order_is_refused(tmp_path: Path) -> None:
+    head = init_head(HeadShape(8, 3), 0)
+    torch.save(head, tmp_path / "model_head.pt")
+    torch.save({"weight": head["head.weight"], "bias": head["head.bias"]}, tmp_path / "h.pt")
+    for path, request in ((tmp_path / "model_head.pt", TWO), (tmp_path / "h.pt", "embedding")):
+        with pytest.raises(UserError, match="head_layout: interleaved is for heads of others"):
+            layout_of(path, request, "interleaved")
 
 
 def test_our_own_files_come_back(tmp_path: Path) -> None:

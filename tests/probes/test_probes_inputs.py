@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from virb.data.images import ArrayImages, ImageList, Samples
+from virb.data.loader import load_batches
 from virb.data.sequences import LazySequence
 from virb.data.transforms import Geometry
 from virb.encoders.load import load_encoder
@@ -121,19 +122,54 @@ def cached(tmp_path, images, geometry, request, encoder) -> MappedRows:
 
 def test_role_data(tmp_path, images, vit):
     rows = cached(tmp_path, images, SQUASH, "embedding", vit)
-    data = role_data(several_rows(), "class", np.array([3, 1]), [rows], CPU, "host")
+    data = role_data(several_rows(), "class", np.array([3, 1]), [[rows]], CPU, "host")
     assert data.sample_ids.tolist() == ["d", "b"]
     assert data.units.tolist() == ["w", "u"]
     assert data.targets.tolist() == [8, 6]
     assert torch.equal(data.features.gather(np.arange(2)), rows.read(np.array([1, 2])).float())
-    unlabelled = role_data(several_rows(), None, np.array([3]), [rows], CPU, "host")
+    unlabelled = role_data(several_rows(), None, np.array([3]), [[rows]], CPU, "host")
     assert unlabelled.targets is None
+    assert unlabelled.seen is None
+
+
+def test_role_data_of_several_maps_with_views(tmp_path, images, vit):
+    """Each tensor of the request keeps its own views, and all turn to an epoch together where the probe asks them to."""
+    mirrored = WithBad("mirrored", images.array[:, :, ::-1].copy(), images.ids)
+    maps = [
+        [cached(tmp_path / f"{name}{i}", source, SQUASH, name, vit) for i, source in enumerate((images, mirrored))]
+        for name in ("tokens[-1]", "embedding")
+    ]
+    told = []
+
+    def seen(values, offsets):
+        told.append((values.tolist(), offsets.tolist()))
+        return "seen"
+
+    data = role_data(several_rows(), "class", np.array([2, 0]), maps, CPU, "mapped", seen)
+    assert told == [([3, 4, 5, 0, 1], [0, 3, 5])]
+    assert data.seen == "seen"
+    assert data.features is data.maps[0]
+    for epoch in range(3):
+        for features, views in zip(data.maps, maps, strict=True):
+            features.set_epoch(epoch)
+            assert torch.equal(features.gather_rows(np.array([1, 0])), views[epoch % 2].read(np.array([0, 1, 3, 4, 5])).float())
+
+
+@pytest.mark.parametrize("tier", ["host", "mapped"])
+def test_all_rows_of_samples_of_different_lengths(tmp_path, images, vit, tier):
+    rows = cached(tmp_path, images, SQUASH, "tokens[-1]", vit)
+    features = role_data(several_rows(), None, np.array([4, 2, 1]), [[rows]], CPU, tier).features
+    assert features.shape is None
+    for asked, expected in (([0, 1, 2], [6, 0, 3, 4, 5, 2]), ([2, 2], [2, 2]), ([1], [3, 4, 5])):
+        found = features.gather_rows(np.array(asked))
+        assert found.dtype == torch.float32
+        assert torch.equal(found, rows.read(np.array(expected)).float())
 
 
 @pytest.mark.parametrize("request_text", ["embedding", "tokens[-1]"])
 def test_a_stream_gives_the_cached_numbers(tmp_path, images, vit, request_text):
     rows = cached(tmp_path, images, SQUASH, request_text, vit)
-    stream = encoded_rows(images, SQUASH, request_text, rows.shape, vit, CPU, OPTIONS)
+    (stream,) = encoded_rows(images, SQUASH, {request_text: rows.shape}, vit, CPU, OPTIONS)
     assert len(stream) == 12
     assert stream.shape == rows.shape
     for asked in (np.arange(12), np.array([7, 7, 0, 11, 3]), np.array([5])):
@@ -143,10 +179,58 @@ def test_a_stream_gives_the_cached_numbers(tmp_path, images, vit, request_text):
     assert torch.equal(stream.read_one(9), rows.read_one(9))
 
 
+class Counted:
+    """An encoder that counts its forwards."""
+
+    def __init__(self, encoder):
+        self.encoder, self.spec, self.calls = encoder, encoder.spec, 0
+
+    def prepare(self, pixels):
+        return self.encoder.prepare(pixels)
+
+    def __call__(self, images, requests):
+        self.calls += 1
+        return self.encoder(images, requests)
+
+
+@pytest.mark.parametrize("geometry", [SQUASH, Geometry((8, 8), "squash")])
+def test_all_maps_of_a_stream_read_images_that_are_decoded_already(tmp_path, images, vit, geometry):
+    names = ["tokens[-1]", "embedding"]
+    rows = {name: cached(tmp_path / str(i), images, geometry, name, vit) for i, name in enumerate(names)}
+    pixels = np.concatenate([batch.pixels[geometry].numpy() for batch in load_batches(images, np.arange(12), (geometry,), 5)])
+    asked = []
+    kept = {geometry: SimpleNamespace(find=lambda row: asked.append(row) or (None if row == 3 else pixels[row]))}
+    counted = Counted(vit)
+    shapes = {name: rows[name].shape for name in names}
+    streams = encoded_rows(images, geometry, shapes, counted, CPU, OPTIONS, kept=kept)
+    wanted = np.array([7, 3, 0])
+    images.bad = tuple(row for row in range(12) if row != 3)  # these cannot be decoded any more
+    for stream, name in zip(streams, names, strict=True):
+        assert torch.equal(stream.read(wanted), rows[name].read(wanted))
+    assert (asked, counted.calls) == ([7, 3, 0], 1)
+    with pytest.raises(BadImage, match="folder/5"):
+        encoded_rows(images, NATIVE, shapes, counted, CPU, OPTIONS, kept=kept)[0].read(np.array([5]))
+
+
+def test_one_forward_serves_all_maps(tmp_path, images, vit):
+    names = ["embedding", "tokens[-1]", "tokens[-1].mean"]
+    rows = {name: cached(tmp_path / str(i), images, SQUASH, name, vit) for i, name in enumerate(names)}
+    counted = Counted(vit)
+    streams = encoded_rows(images, SQUASH, {name: rows[name].shape for name in names}, counted, CPU, OPTIONS)
+    assert [stream.shape for stream in streams] == [rows[name].shape for name in names]
+    for calls, asked in enumerate((np.array([3, 0, 3]), np.array([1, 2]), np.array([1, 2]), np.array([0])), 1):
+        for stream, name in zip(streams, names, strict=True):
+            assert torch.equal(stream.read(asked), rows[name].read(asked))
+        assert counted.calls == calls  # at most four rows: one batch
+    assert torch.equal(streams[2].read_one(9), rows["tokens[-1].mean"].read_one(9))  # in any order, and not all of them
+    assert torch.equal(streams[2].read(np.array([9])), rows["tokens[-1].mean"].read(np.array([9])))
+    assert torch.equal(streams[0].read_one(9), rows["embedding"].read_one(9))
+
+
 def test_a_ragged_stream_gives_the_cached_numbers(tmp_path, images, vit):
     sized = Sized(images)
     rows = cached(tmp_path, sized, NATIVE, "tokens[-1]", vit)
-    stream = encoded_rows(sized, NATIVE, "tokens[-1]", None, vit, CPU, OPTIONS)
+    (stream,) = encoded_rows(sized, NATIVE, {"tokens[-1]": None}, vit, CPU, OPTIONS)
     assert rows.shape is None
     for row in range(12):
         assert torch.equal(stream.read_one(row), rows.read_one(row))
@@ -173,7 +257,7 @@ def test_a_stream_rounds_as_the_cache_does_where_values_overflow(tmp_path, geome
     pixels[4, :, :] = 255
     images = ArrayImages("bright", pixels, [str(i) for i in range(9)])
     rows = cached(tmp_path, images, geometry, "embedding", Overflows())
-    stream = encoded_rows(images, geometry, "embedding", rows.shape, Overflows(), CPU, OPTIONS)
+    (stream,) = encoded_rows(images, geometry, {"embedding": rows.shape}, Overflows(), CPU, OPTIONS)
     assert rows.read_one(4)[0] == 4e5
     for asked in (np.arange(9), np.array([3]), np.array([4]), np.array([5, 4])):
         assert torch.equal(stream.read(asked).float(), rows.read(asked).float())
@@ -183,7 +267,7 @@ def test_a_stream_rounds_as_the_cache_does_where_values_overflow(tmp_path, geome
 
 def test_a_stream_stops_at_a_bad_image_and_at_nan(images, vit):
     images.bad = (5,)
-    stream = encoded_rows(images, SQUASH, "embedding", (32,), vit, CPU, OPTIONS)
+    (stream,) = encoded_rows(images, SQUASH, {"embedding": (32,)}, vit, CPU, OPTIONS)
     assert stream.read(np.array([4, 6])).shape == (2, 32)
     with pytest.raises(BadImage, match=r"folder/5\.jpg: cannot be decoded; repair or remove it, or set on_bad_image: skip"):
         stream.read(np.array([4, 5]))
@@ -196,7 +280,7 @@ def test_a_stream_stops_at_a_bad_image_and_at_nan(images, vit):
             values[2] = float("nan")
             return dict.fromkeys(requests, values)
 
-    stream = encoded_rows(images, SQUASH, "embedding", (3,), NaN(), CPU, OPTIONS)
+    (stream,) = encoded_rows(images, SQUASH, {"embedding": (3,)}, NaN(), CPU, OPTIONS)
     with pytest.raises(ViRBError, match="nan gave NaN or infinite values of embedding for image image-9;"):
         stream.read(np.array([7, 8, 9, 10]))
 

@@ -157,6 +157,10 @@ def test_bad_input() -> None:
         KnnConfig(nprobe=4)
     with pytest.raises(ValidationError):
         KnnConfig(k=0)
+    with pytest.raises(ValidationError, match="uniform votes take no temperature"):
+        KnnConfig(weighting="uniform", temperature=0.1)
+    assert KnnConfig(weighting="uniform").temperature is None
+    assert KnnConfig().temperature == 0.07
     bad = x_of(data["fit"]).copy()
     bad[3] = np.nan
     with pytest.raises(ViRBError, match="1 of 210 rows of the fit features are NaN"):

@@ -49,7 +49,7 @@ def test_labels_with_bce_and_mean_average_precision() -> None:
 @pytest.mark.parametrize("loss", ["mse", "l1"])
 def test_numbers(loss: str) -> None:
     data = planted(lambda x: (x @ TRUE[:, 0]).astype(np.float32))
-    outcome = run(data, loss, ("mae", "rmse"), n_classes=None)
+    outcome = run(data, loss, ("mae", "root_mean_squared_error"), n_classes=None)
     report = outcome.runs[0].configs["fast"].report
     assert outcome.chosen == "fast"
     assert report.values.shape == (90, 1)
@@ -58,7 +58,7 @@ def test_numbers(loss: str) -> None:
 
 def test_several_numbers_and_a_hold_out_without_classes() -> None:
     data = planted(lambda x: x @ TRUE[:, :2], (("fit", 300), ("report", 90)))
-    outcome = run(data, "mse", ("rmse",), n_classes=None)
+    outcome = run(data, "mse", ("root_mean_squared_error",), n_classes=None)
     assert len(outcome.index_lists["select"]) == 30
     assert outcome.runs[0].configs[outcome.chosen].report.values.shape == (90, 2)
 

@@ -37,6 +37,19 @@ def test_it_is_a_function_of_its_input_and_seed() -> None:
     assert first.tolist() == again.tolist() != other.tolist()
 
 
+@pytest.mark.parametrize("with_classes", [True, False])
+def test_what_is_kept_is_not_held_out(with_classes: bool) -> None:
+    targets, units = np.arange(400) % 4, np.array([f"u{i // 8}" for i in range(400)])
+    keep = np.arange(0, 400, 16)  # every second unit
+    fit, select = hold_out(targets if with_classes else None, units, keep=keep)
+    check_partition(fit, select, units)
+    assert len(select) == 40
+    assert not set(units[select]) & set(units[keep])
+    assert [a.tolist() for a in hold_out(targets, units, keep=[])] == [a.tolist() for a in hold_out(targets, units)]
+    with pytest.raises(ViRBError, match="all samples are needed to fit"):
+        hold_out(targets if with_classes else None, units, keep=np.arange(400))
+
+
 def test_units_stay_together() -> None:
     rng = np.random.default_rng(1)
     unit_numbers = rng.permutation(np.repeat(np.arange(60), 7))

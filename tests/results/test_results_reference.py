@@ -12,6 +12,7 @@ import torch
 
 from virb.config import EncoderConfig, Where
 from virb.encoders.known import KNOWN
+from virb.encoders.requests import Request
 from virb.metrics.base import find_metric
 from virb.results.load import load_results
 from virb.results.reference import reference_of, references
@@ -20,10 +21,12 @@ from virb.results.tables import text_table
 from virb.runner.records import _known
 from virb.tasks.base import find_task
 from virb.tasks.protocols import PROTOCOLS
+from virb.tasks.resolve import canonical, configs_of_protocol
 from virb.tasks.vocabulary import get_probe
 
 Make = Callable[..., Any]
 Publish = Callable[..., Job]
+LINEAR = {"probe": "linear", "protocol": "dino-linear", "features": "cls[-4:].flatten"}
 
 
 def test_every_reference_is_of_something_that_can_be_run() -> None:
@@ -31,6 +34,7 @@ def test_every_reference_is_of_something_that_can_be_run() -> None:
         assert reference.metric in find_task(reference.task).metrics
         assert PROTOCOLS[reference.protocol].values.get("probe") == reference.probe
         assert get_probe(reference.probe).name == reference.probe
+        assert str(Request.parse(reference.features)) == reference.features
         assert find_metric(reference.metric).unit == "%"
         assert 0 < reference.tolerance <= 0.01 < reference.value < 1
         assert len(reference.source) > 20
@@ -51,12 +55,13 @@ def _published(job: Job, **changes: object) -> Job:
         "probe": "knn",
         "protocol": "dino-knn",
         "changed": {},
+        "features": "embedding",
         **changes,
     }
     return job.model_copy(
         update={
             "encoder": job.encoder.model_copy(update={"meta": {"reference": values["meta"]}}),
-            "task": job.task.model_copy(update={"id": values["task"], "probe": values["probe"]}),
+            "task": job.task.model_copy(update={"id": values["task"], "probe": values["probe"], "features": [values["features"]]}),
             "protocol": job.protocol.model_copy(update={"name": values["protocol"], "changed": values["changed"]}),
         }
     )
@@ -66,9 +71,28 @@ def test_the_same_thing_is_compared(published: Publish) -> None:
     found = reference_of(published(), "top1")
     assert found is not None
     assert found.value == 0.745
-    linear = reference_of(published(probe="linear", protocol="dino-linear", changed={"training_configs": ["a"], "views": 3}), "top1")
+    linear = reference_of(published(**LINEAR, changed={"views": 20}), "top1")
     assert linear is not None
     assert linear.value == 0.770
+
+
+@pytest.mark.parametrize(
+    ("change", "compared"),
+    [({"lr": 0.07}, True), ({"optimizer": "adam", "momentum": 0.0}, False), ({"weight_decay": 1e-6}, False), ({"init": "torch"}, False)],
+)
+def test_learning_rates_are_free_and_nothing_else_of_a_head(published: Publish, change: dict[str, object], compared: bool) -> None:
+    config = canonical(next(iter(configs_of_protocol(PROTOCOLS["dino-linear"], "linear").values())))
+    job = published(**LINEAR, changed={"training_configs": ["a"]})
+    row = job.surface[0].model_copy(update={"settings": {**config, **change}})
+    found = reference_of(job.model_copy(update={"surface": [row]}), "top1")
+    assert (found is not None) == compared
+
+
+def test_another_choice_of_k_is_not_compared(published: Publish) -> None:
+    job = published(changed={"training_configs": ["k20"]})
+    config = canonical(configs_of_protocol(PROTOCOLS["dino-knn"], "knn")["k20"])
+    row = job.surface[0].model_copy(update={"settings": config})
+    assert reference_of(job.model_copy(update={"surface": [row]}), "top1") is None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +106,11 @@ def test_the_same_thing_is_compared(published: Publish) -> None:
         {"protocol": "default"},
         {"changed": {"limit": {"train": 5}}},
         {"changed": {"selection": "val"}},
-        {"meta": "dora_vits16_venice", "task": "Imagenette", "probe": "linear", "protocol": "dino-linear"},  # theirs had 10 epochs
+        {"features": "cls[-4:].flatten"},  # the k-NN is of the output
+        {"probe": "linear", "protocol": "dino-linear"},  # the classifier of the last four blocks
+        {"probe": "linear", "protocol": "dino-linear", "features": "cls[-4:].flatten", "changed": {"batch_size": 64}},
+        {"probe": "linear", "protocol": "dino-linear", "features": "cls[-4:].flatten", "changed": {"views": 3}},
+        {"meta": "dora_vits16_venice", "task": "Imagenette", **LINEAR},  # theirs had 10 epochs
     ],
 )
 def test_nothing_else_is(published: Publish, changes: dict[str, object]) -> None:
@@ -91,7 +119,7 @@ def test_nothing_else_is(published: Publish, changes: dict[str, object]) -> None
 
 
 def test_a_published_run_may_have_changed_its_protocol(published: Publish) -> None:
-    same = {"meta": "dora_vits16_venice", "task": "Imagenette", "probe": "linear", "protocol": "dino-linear"}
+    same = {"meta": "dora_vits16_venice", "task": "Imagenette", **LINEAR}
     assert reference_of(published(**same, changed={"num_epochs": 10}), "top1") is not None
 
 

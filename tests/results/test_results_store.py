@@ -262,6 +262,19 @@ def test_remove_job_and_events(tmp_path, make):
     assert list((tmp_path / "pixels").iterdir()) == []
 
 
+def test_pictures_are_those_of_the_last_job(tmp_path, make):
+    """They go with a job that has none, and with the job."""
+    make().write(tmp_path, pictures=b"first")
+    make().write(tmp_path, pictures=b"second")
+    assert files(tmp_path) == EXPECTED | {"pixels/digits/pictures.png"}
+    assert (tmp_path / "pixels/digits/pictures.png").read_bytes() == b"second"
+    make().write(tmp_path)
+    assert files(tmp_path) == EXPECTED
+    make().write(tmp_path, pictures=b"third")
+    remove_job(tmp_path, "pixels", "digits")
+    assert files(tmp_path) == set()
+
+
 def test_a_label_of_which_nothing_but_a_failure_is_there_keeps_its_folder(tmp_path, make, failure):
     write_failure(tmp_path, failure(label="x-y"))
     with pytest.raises(ViRBError, match="holds the job of label x-y"):

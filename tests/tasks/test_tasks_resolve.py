@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from virb.config import GradientConfig, task_config_from_mapping
+from virb.config import GradientConfig, load_task_configs, task_config_from_mapping
 from virb.data.transforms import Geometry
 from virb.errors import ConfigError, UserError
 from virb.tasks import base, protocols
@@ -94,11 +95,11 @@ def test_who_wins_for_training_configs(register: Register, bundle: Callable[...,
 
     register("mine", defaults=named(1.0))
     bundle(probes={"linear": named(2.0)})
-    assert len(one({"task": "digits"}).configs) == 14
+    assert len(one({"task": "digits"}).configs) == 40
     assert one({"task": "mine"}).configs == {"lr1.0": GradientConfig(optimizer="sgd", lr=1.0)}
     assert one({"task": "mine"}).origins["training_configs"] == "task mine"
     assert list(one({"task": "mine", "protocol": "bundle"}).configs) == ["lr2.0"]
-    assert len(one({"task": "mine", "protocol": "bundle", "probe": "mlp"}).configs) == 6  # neither knows mlp
+    assert len(one({"task": "mine", "protocol": "bundle", "probe": "mlp"}).configs) == 40  # neither knows mlp
     assert list(one({"task": "mine", "protocol": "bundle", **named(3.0)}).configs) == ["lr3.0"]
     assert list(one({"task": "mine", "grid": {"optimizer": "sgd", "lr": [4, 5]}}).configs) == ["lr4", "lr5"]
 
@@ -125,6 +126,90 @@ def test_what_the_user_changed_stands_on_the_card(bundle: Callable[..., Protocol
     }
     assert one({"task": "digits", "protocol": "bundle", "probe": "mlp"}).changed == {"probe": "mlp"}
     assert one({"task": "digits", "probe": "mlp"}).changed == {}  # the default protocol names no probe
+
+
+TRAINING_FREE = ("knn", "logistic", "ncm", "fewshot", "lowshot")
+
+
+@pytest.mark.parametrize("probe", TRAINING_FREE)
+def test_probes_without_epochs_see_plain_images_whatever_a_files_defaults_say(probe: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(
+        "defaults: {views: 4, augment: crop-flip, num_epochs: 7, batch_size: 9}\n"
+        f"plain: {{task: digits, probe: {probe}}}\ntrained: {{task: digits}}\n"
+    )
+    plain, trained = (resolve_task(config)[0] for config in load_task_configs(path, WORDS).checked())
+    alone = one({"task": "digits", "probe": probe})
+    keys = ("num_epochs", "batch_size", "test_batch_size", "views", "augment", "changed", "stream")
+    assert [getattr(plain, key) for key in keys] == [getattr(alone, key) for key in keys]
+    assert (plain.views, plain.augment, plain.changed) == (1, "none", {})
+    assert plain.origins["views"] == plain.origins["num_epochs"] == f"the probe {probe} has no epochs"
+    assert (trained.views, trained.augment, trained.num_epochs, trained.batch_size) == (4, "crop-flip", 7, 9)
+
+
+@pytest.mark.parametrize("probe", TRAINING_FREE)
+@pytest.mark.parametrize(
+    "given", [{"views": 4}, {"views": "fresh"}, {"num_dataset_repeats": 2}, {"augment": "crop-flip"}, {"num_epochs": 5}]
+)
+def test_what_means_nothing_to_a_probe_without_epochs_is_refused(probe: str, given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"the probe {probe} is not trained epoch by epoch, so .* has no meaning for it") as error:
+        one({"task": "digits", "probe": probe, **given})
+    assert error.value.problems[0].key == f"label.{next(iter(given))}"
+
+
+def test_a_protocol_with_views_has_none_for_probes_without_epochs() -> None:
+    task = one({"task": "digits", "protocol": "dino-linear", "probe": "knn"})
+    assert (task.views, task.augment, task.num_epochs) == (1, "none", 50)
+    assert one({"task": "digits", "probe": "knn", "views": 1, "augment": "none"}).views == 1  # said, and so
+    with pytest.raises(ConfigError, match=r"label\.batch_size: the probe knn|so batch_size has no meaning"):
+        one({"task": "digits", "probe": "knn", "batch_size": 8})
+
+
+@pytest.mark.parametrize(("batch", "rates"), [(None, [0.004, 0.012, 0.04, 0.12, 0.4]), (256, [0.001, 0.003, 0.01, 0.03, 0.1])])
+def test_dinos_learning_rates_are_per_256_samples(batch: int | None, rates: list[float]) -> None:
+    given = {} if batch is None else {"batch_size": batch}
+    task = one({"task": "digits", "protocol": "dino-linear", **given})
+    assert [config.lr for config in task.configs.values()] == rates  # type: ignore[attr-defined]
+    assert list(task.configs) == [f"lr{rate:g}" for rate in rates]
+    assert task.changed == given  # the rates follow from the batch size
+    said = one({"task": "digits", "protocol": "dino-linear", "batch_size": 64, "training_configs": {"a": {"optimizer": "sgd", "lr": 0.1}}})
+    assert [config.lr for config in said.configs.values()] == [0.1]  # type: ignore[attr-defined]
+    assert next(c.lr for c in one({"task": "digits", "batch_size": 64}).configs.values()) == 1e-5  # type: ignore[attr-defined]
+
+
+def test_the_default_is_a_sweep_of_ten_learning_rates_and_more() -> None:
+    for probe in ("linear", "mlp"):
+        default = one({"task": "digits", "probe": probe}).configs
+        assert len({config.lr for config in default.values()}) >= 10  # type: ignore[attr-defined]
+        assert default == one({"task": "digits", "probe": probe, "protocol": "linear-sweep"}).configs
+
+
+@pytest.mark.parametrize(
+    ("task_id", "epochs", "rate"),
+    [
+        ("Imagenet", 100, 1e-4),
+        ("SUN397", 250, 1e-4),
+        ("CIFAR-100", 100, 1e-4),
+        ("CalTech-101", 500, 1e-4),
+        ("Eurosat", 200, 1e-4),
+        ("KineticsActionPrediction", 100, 3e-4),
+        ("nuScenesActionPrediction", 100, 1e-4),
+        ("CLEVRNumObjects", 100, 1e-4),
+        ("THORNumSteps", 100, 1e-4),
+        ("THORActionPrediction", 100, 1e-4),
+        ("Pets", 100, 1e-4),
+        ("dtd", 100, 1e-4),
+    ],
+)
+def test_virb_2021_as_published(task_id: str, epochs: int, rate: float) -> None:
+    """The shipped all.yaml of 2021, and what stood in its working copy for the two tasks that it lacks."""
+    task = one({"task": task_id, "protocol": "virb2021"})
+    (config,) = task.configs.values()
+    assert (task.num_epochs, config.lr, config.optimizer, task.batch_size) == (epochs, rate, "adam", 32)  # type: ignore[attr-defined]
+    assert list(task.configs) == [f"adam-{rate:.4f}"]
+    assert task.changed == {}
+    assert one({"task": task_id, "protocol": "virb2021", "num_epochs": 3}).changed == {"num_epochs": 3}
+    assert list(one({"task": task_id, "protocol": "virb2021", "probe": "ncm"}).configs) == ["metriccosine", "metriceuclidean"]
 
 
 def test_a_list_of_requests_is_a_job_each() -> None:
@@ -209,7 +294,8 @@ def test_virb2021_is_the_published_procedure(register: Register) -> None:
 
 def test_the_runs_protocol_wins_over_the_tasks() -> None:
     assert one({"task": "digits", "protocol": "virb2021"}, protocol="default").num_epochs == 50
-    with pytest.raises(ConfigError, match="no protocol 'virb2022'; there are default, dino-knn, dino-linear, linear-sweep, virb2021"):
+    known = "default, dino-knn, dino-linear, ibot-linear, linear-sweep, timet-linear, virb2021"
+    with pytest.raises(ConfigError, match=f"no protocol 'virb2022'; there are {known}"):
         one({"task": "digits"}, protocol="virb2022")
 
 
@@ -231,9 +317,10 @@ def test_data_options_add_to_the_tasks(register: Register) -> None:
     assert one({"task": "mine", "data": {"b": 3, "c": 4}}).data == {"a": 1, "b": 3, "c": 4}
 
 
-def test_not_built_yet() -> None:
-    with pytest.raises(ConfigError, match=r"label\.task  the task NYUDepth is not available yet; virb list tasks shows those that are"):
-        one({"task": "NYUDepth"})
+def test_not_built_yet(register: Register) -> None:
+    register("mine", available=False)
+    with pytest.raises(ConfigError, match=r"label\.task  the task mine is not available yet; virb list tasks shows those that are"):
+        one({"task": "mine"})
 
 
 # Eval-only

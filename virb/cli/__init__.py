@@ -22,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.insert(0, "run")
     debug = "--debug" in arguments
     try:
+        if arguments[0] == "pretrain":
+            from virb.cli.pretrain import pretrain
+
+            return pretrain(arguments[1:])
         options = make_parser().parse_args(arguments)
         options.command_line = tuple(arguments)
         return _call(options)
@@ -59,6 +63,12 @@ def _convert(options: Namespace) -> int:
     return command(options)
 
 
+def _visualize(options: Namespace) -> int:
+    from virb.cli.visualize import visualize
+
+    return visualize(options)
+
+
 def _call(options: object) -> int:
     from virb.cli import cache, catalogue, data, run
 
@@ -71,5 +81,6 @@ def _call(options: object) -> int:
         "convert": _convert,
         "data": data.data,
         "cache": cache.cache,
+        "visualize": _visualize,
     }
     return calls[command](options)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from virb.cli.console import columns, note, say
@@ -47,19 +48,35 @@ def _tasks() -> Iterator[str]:
 
 
 def _sizes(task: Task) -> str:
-    """Samples by role, where the data needs no folder of the user's."""
+    """Samples by role: as published, or as they are where the data needs no folder of the user's."""
     from virb.data.datasets import load_dataset
+    from virb.data.datasets.facts import FACTS
     from virb.probes.base import FIT, REPORT, SELECT
 
-    try:
-        samples = load_dataset(task.dataset, **task.options).samples
-    except ViRBError:
-        return "your own"
+    facts = FACTS.get(task.dataset)
+    if facts is not None:
+        sizes = _published(facts.splits, merged=bool(task.options.get("merge_val")))
+        if facts.total is not None and "test" not in sizes:
+            sizes["test"] = f"{facts.total - facts.splits['train']:,}" if "train" in sizes else f"of {facts.total:,}"  # type: ignore[operator]
+    else:
+        try:
+            sizes = {split: f"{len(samples):,}" for split, samples in load_dataset(task.dataset, **task.options).samples.items()}
+        except ViRBError:
+            return "your own"
     counts = []
     for role in (FIT, SELECT, REPORT):
-        split = task.roles.get(role, "")
-        counts.append(f"{len(samples[split]):,}" if split in samples else "hold-out" if role == SELECT else "-")
+        split = task.roles.get(role)
+        missing = "-" if split is None else "hold-out" if role == SELECT else "?"
+        counts.append(sizes.get(split or "", missing))
     return " / ".join(counts)
+
+
+def _published(splits: Mapping[str, Any], merged: bool) -> dict[str, str]:
+    """Sizes of the published splits; with ``merged`` the official val is part of train."""
+    sizes = dict(splits)
+    if merged and "val" in sizes:
+        sizes["train"] += sizes.pop("val")
+    return {split: " or ".join(f"{n:,}" for n in (count if isinstance(count, tuple) else (count,))) for split, count in sizes.items()}
 
 
 def _encoders() -> Iterator[str]:
@@ -161,11 +178,13 @@ def task_lines(task: ResolvedTask) -> Iterator[str]:
     """Every value of a resolved task, with where it came from."""
     from virb.plan.geometry import geometry_text
     from virb.tasks.protocols import PROTOCOLS
+    from virb.tasks.resolve import canonical
 
     yield f"{task.label}  {task.task.about or task.task.id}"
     own = f"task {task.task.id}"
     given = str(task.places["data"]) if "data" in task.places else own
-    geometry_from = f"protocol {task.protocol}" if PROTOCOLS[task.protocol].geometry else own if task.geometry else "the encoder"
+    of_protocol = task.geometry is not None and task.geometry == PROTOCOLS[task.protocol].geometry
+    geometry_from = f"protocol {task.protocol}" if of_protocol else own if task.geometry else "the encoder"
     rows = [
         ("task", task.task.id, str(task.places.get("task", "")) or own),
         ("cell", f"{task.task.level}, {task.task.kind}", own),
@@ -188,11 +207,19 @@ def task_lines(task: ResolvedTask) -> Iterator[str]:
         ("training_configs", str(len(task.configs)), task.origins.get("training_configs", "default")),
     ]
     values = {"limit": task.limit, "heads_path": task.heads_path, "heads_from": task.heads_from, "class_map": task.class_map}
-    origin = {"limit": task.origins["limit"], "class_map": str(task.places.get("class_map", "default"))}
+    values["head_layout"] = task.head_layout
+    origin = {"limit": task.origins["limit"], **{key: str(task.places.get(key, "default")) for key in ("class_map", "head_layout")}}
     rows += [
         (key, _pairs(value) if isinstance(value, Mapping) else value or "none", origin.get(key, task.origins["heads"]))
         for key, value in values.items()
     ]
+    if task.task.dense is not None:
+        windows = "none" if task.windows is None else _text(canonical(task.windows))
+        rows += [
+            ("targets", _text({key: value for key, value in asdict(task.task.dense).items() if value is not None}), own),
+            ("windows", windows, task.origins.get("windows", "default")),
+            ("score_size", _text(task.score_size) if task.score_size else "native size", task.origins.get("score_size", "default")),
+        ]
     yield from columns(rows)
     yield from columns([(name, _config_text(config)) for name, config in task.configs.items()], indent="    ")
     if task.changed:

@@ -55,6 +55,22 @@ def dataset_of(name: str) -> str:
     raise UserError(f"no task or dataset {name!r}; " + (f"did you mean {near[0]}?" if near else "virb data list shows what there is"))
 
 
+def _is_available(dataset: str) -> bool:
+    """Whether a task that uses the dataset is built, or none does."""
+    from virb.tasks.base import all_tasks
+
+    users = [task.available for task in all_tasks().values() if task.dataset == dataset]
+    return not users or any(users)
+
+
+def _usable(name: str) -> str:
+    """``dataset_of``; UserError for what is known and not built yet."""
+    dataset = dataset_of(name)
+    if not _is_available(dataset):
+        raise UserError(f"{name} is known and not available yet; virb list tasks shows those that are")
+    return dataset
+
+
 def _list(options: argparse.Namespace) -> int:
     wanted = {dataset_of(name) for name in options.ids}
     root = _root(options)
@@ -86,7 +102,7 @@ def _details(rows: list[tuple[str, list[str]]], root: Path) -> Iterator[str]:
     for dataset, ids in rows:
         facts = FACTS.get(dataset)
         if facts is None:
-            yield f"{', '.join(ids)}: nothing to get"
+            yield f"{', '.join(ids)}: {'nothing to get' if _is_available(dataset) else 'not available yet'}"
             continue
         sizes = " · ".join(f"{split} {_count(count)}" for split, count in facts.splits.items()) or f"{facts.total:,} in all"
         table = [
@@ -122,16 +138,17 @@ def _state(dataset: str, root: Path) -> str:
 
 def _how(dataset: str) -> str:
     from virb.data.prepare import recipes_of
-    from virb.data.prepare.download import downloadable
+    from virb.data.prepare.download import downloadable, lists_only
 
-    ways = [*(["download"] if downloadable(dataset) else []), *(["prepare"] if recipes_of(dataset) else [])]
+    fetched = "download" if downloadable(dataset) else "download its lists" if lists_only(dataset) else ""
+    ways = [*([fetched] if fetched else []), *(["prepare"] if recipes_of(dataset) else [])]
     return ", ".join(ways) or "by hand"
 
 
 def _prepare(options: argparse.Namespace) -> int:
     from virb.data.prepare import prepare
 
-    dataset = dataset_of(options.id)
+    dataset = _usable(options.id)
     meter = _Meter(byte_text)
     try:
         done = prepare(dataset, options.source, _root(options), force=options.force, tell=meter)
@@ -145,15 +162,16 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from virb.data.datasets import needs_root
     from virb.data.verify import finding_lines, verify
 
-    dataset = dataset_of(options.id)
+    dataset = _usable(options.id)
     workers = options.num_workers
     if workers is not None and workers < 1:
         raise UserError(f"--num_workers {workers} is not at least 1")
     meter = _Meter(lambda n: f"{n:,.0f}", "images")
     try:
-        report = verify(dataset, _root(options, must_exist=True), decode=not options.quick, workers=workers, tell=meter)
+        report = verify(dataset, _root(options, must_exist=needs_root(dataset)), decode=not options.quick, workers=workers, tell=meter)
     finally:
         meter.close()
     for line in finding_lines(report.findings):
@@ -166,12 +184,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _download(options: argparse.Namespace) -> int:
     from virb.data.prepare import recipes_of
-    from virb.data.prepare.download import download, downloadable
+    from virb.data.prepare.download import download, downloadable, lists_only
 
-    dataset = dataset_of(options.id)
-    if not downloadable(dataset) and recipes_of(dataset):
+    dataset = _usable(options.id)
+    if not (downloadable(dataset) or lists_only(dataset)) and recipes_of(dataset):
         note(f"once you have it: virb data prepare {options.id} --source FOLDER")
-    found = download(dataset, _root(options), say)
+    meter = _Meter(byte_text)
+    try:
+        found = download(dataset, _root(options), say, meter)
+    finally:
+        meter.close()
     say(f"{dataset}: {_splits(found)}")
     return 0
 

@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 import virb
 from virb.errors import did_you_mean
 
-COMMANDS = ("run", "check", "list", "show", "convert", "data", "cache")
+COMMANDS = ("run", "check", "list", "show", "convert", "data", "cache", "pretrain", "visualize")
 DATA_ACTIONS = ("list", "prepare", "verify", "download", "pack")
 CACHE_ACTIONS = ("list", "size", "prune", "verify")
 LISTS = ("tasks", "encoders", "datasets", "probes")
+# Of virb.tasks.protocols, which is heavy.
+PROTOCOL_NAMES = ("default", "linear-sweep", "virb2021", "dino-linear", "dino-knn", "timet-linear", "ibot-linear")
 _YAML: dict[str, Any] = {"nargs": "+", "type": Path, "default": [], "metavar": "YAML"}
 
 EXAMPLES = """examples:
@@ -22,6 +24,7 @@ EXAMPLES = """examples:
   virb list  tasks
   virb show  digits
   virb data  prepare Pets --source ~/Downloads
+  virb pretrain dino --config configs/pretraining/dino_tiny_cpu.yaml
 """
 ABOUT = {
     "run": "Runs every encoder on every task and adds the results to --out. What is done already is not done again.",
@@ -31,12 +34,14 @@ ABOUT = {
     "convert": "Anybody's checkpoint to weights with nothing else in the file: recognised by its tensors, read without running code.",
     "data": "What tasks need on disk, and bringing it there.",
     "cache": "The features that runs left on disk: what there is, what may go, and whether it is right.",
+    "pretrain": "Trains an encoder without labels; a run that was stopped goes on with the same command.",
+    "visualize": "Pictures of what methods see.",
 }
 _ABOUT_DATA = {
     "list": "What each task needs, its size, where it comes from and on which terms, and whether it is there.",
     "prepare": "Unpacks the official archives to where tasks look for them. Goes on where it was stopped; sources are only read.",
     "verify": "Compares the data with what was published and decodes every image. Exit code 1 when something is wrong.",
-    "download": "Fetches the data where torchvision can, and checks their md5 sums; says for the others where to get them.",
+    "download": "Fetches and unpacks the data where torchvision can or an address is known; says for the others where to get them.",
     "pack": "Copies the images of a dataset into WebDataset tar shards; tasks read them as they read the folder, with equal results.",
 }
 _DATA_EXAMPLES = """examples:
@@ -133,7 +138,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     _data_options(_command(commands, "data", "list, prepare, verify or download datasets", _DATA_EXAMPLES))
     _cache_options(_command(commands, "cache", "list, size, prune or verify the features on disk", _CACHE_EXAMPLES))
+    # Its flags depend on the method: virb/cli/pretrain.py reads them. It stands here to be listed and suggested.
+    _command(commands, "pretrain", "train an encoder without labels: DINO, Patch-Wise DINO")
+    _visualize_options(_command(commands, "visualize", "draw which patches of two views match"))
     return parser
+
+
+def make_subparser(prog: str, about: str, epilog: str | None) -> argparse.ArgumentParser:
+    """A parser like those of all commands, for one that makes its own flags."""
+    return _Parser(prog=prog, description=about, epilog=epilog)
 
 
 def _command(commands: Any, name: str, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -199,6 +212,26 @@ def _cache_options(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
+def _visualize_options(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser, title="actions")
+    about = "Draws two views of an image side by side, with the patches that show the same place in one colour, and prints the pairs."
+    action = actions.add_parser("match", help="which patches of two views of an image match", description=about)
+    action.set_defaults(parser=action)
+    action.add_argument("image", metavar="IMAGE", type=Path, help="an image file")
+    action.add_argument("--out", metavar="PNG", type=Path, default=Path("matches.png"), help="the picture (default: matches.png)")
+    kinds: dict[str, Any] = {"nargs": 2, "choices": ("global", "local"), "metavar": ("FIRST", "SECOND"), "default": ("global", "local")}
+    action.add_argument("--views", **kinds, help="global or local (default: global local)")
+    action.add_argument("--sizes", nargs=2, type=int, metavar=("FIRST", "SECOND"), help="sides in pixels (default: global 224, local 96)")
+    action.add_argument("--patch_size", type=int, metavar="N", default=32, help="side of the patches in pixels (default: 32)")
+    rules = ("nearest", "linspace")
+    action.add_argument("--matching", choices=rules, metavar="RULE", default="nearest", help="nearest, or linspace as the original")
+    action.add_argument("--min_overlap", type=float, metavar="SHARE", default=0.0, help="least share of the smaller patch that is common")
+    action.add_argument("--squash", type=int, metavar="N", help="resize the image to N x N pixels first (the original: 256)")
+    action.add_argument("--seed", type=int, metavar="N", default=0, help="other views of the same image (default: 0)")
+    action.add_argument("--plain", action="store_true", help="without changes of colour and blur")
+    action.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
 def _what_to_run(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to run")
     what.add_argument("--experiment_list", **_YAML, help="encoders: one or more files or folders")
@@ -212,7 +245,7 @@ def _what_to_run(parser: argparse.ArgumentParser) -> None:
 
 def _what_decides(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("what decides the numbers")
-    how.add_argument("--protocol", metavar="NAME", help="a named bundle of settings for all tasks: default, virb2021")
+    how.add_argument("--protocol", metavar="NAME", help=f"a named bundle of settings for all tasks: {', '.join(PROTOCOL_NAMES)}")
     how.add_argument("--input_size", metavar="PIXELS", help="for all encoders and tasks, before anything else that says a size")
     how.add_argument("--precision", metavar="TYPE", default="auto", help="auto (fp32 on CPUs, bf16 on GPUs), fp32, bf16 or fp16")
     how.add_argument("--compile", action="store_true", help="encoders by torch.compile; convnets on GPUs with channels last")

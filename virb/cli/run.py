@@ -17,9 +17,9 @@ from virb.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from virb.config import EncoderConfig, TaskConfig
-    from virb.encoders.download import Progress
     from virb.encoders.verify import Failed, Verified
     from virb.plan.jobs import Draft, Plan
+    from virb.transfer import Progress
 
 
 def run(options: argparse.Namespace) -> int:

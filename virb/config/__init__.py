@@ -6,7 +6,7 @@ from virb.config.files import Loaded, only
 from virb.config.names import NAME, path_collisions
 from virb.config.records import EncoderConfig, InputOverride, TaskConfig
 from virb.config.tasks import load_task_configs, task_config_from_mapping
-from virb.config.training import GradientConfig, MlpConfig, SchedulerConfig
+from virb.config.training import GradientConfig, MlpConfig, OptimizerConfig, SchedulerConfig
 from virb.config.tree import Where
 from virb.config.vocabulary import Vocabulary
 
@@ -17,6 +17,7 @@ __all__ = [
     "InputOverride",
     "Loaded",
     "MlpConfig",
+    "OptimizerConfig",
     "SchedulerConfig",
     "Strict",
     "TaskConfig",

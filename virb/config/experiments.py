@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,11 @@ def load_experiment_list(
             problems.add(tree.where(), f"expected a mapping of encoder names to weights, got {describe(tree.data)}")
             continue
         for name in tree.data:
-            encoder = _encoder(name, tree, vocabulary, check_paths, problems)
-            names.add(name, tree.where((name,)), problems)
-            if encoder is not None:
-                encoders.append(encoder)
+            for one in _each_file(name, tree, check_paths, problems):
+                encoder = _encoder(name, tree, vocabulary, check_paths, problems, one)
+                names.add(one.name if one else name, tree.where((name,)), problems)
+                if encoder is not None:
+                    encoders.append(encoder)
     return Loaded(tuple(encoders), tuple(problems), tuple(warnings), texts)
 
 
@@ -63,14 +66,67 @@ def encoder_config_from_mapping(name: str, value: Any, vocabulary: Vocabulary, *
     return encoder
 
 
-def _encoder(name: str, tree: Tree, vocabulary: Vocabulary, check_paths: bool, problems: Report) -> EncoderConfig | None:
+@dataclass(frozen=True)
+class _OneFile:
+    """One of the files of a glob: the name of its encoder, its path, and what the glob's ``*`` stood for."""
+
+    name: str
+    path: str
+    part: str
+
+
+def _each_file(name: str, tree: Tree, check_paths: bool, problems: Report) -> list[_OneFile | None]:
+    """One per file where ``weights`` is a glob (``runs/7/checkpoint*.pth``), in the order of their numbers; else a single None."""
+    value = tree.data[name]
+    weights = value.get("weights") if isinstance(value, Mapping) else value
+    if not isinstance(weights, str) or not re.search(r"[*?\[]", weights) or is_url(weights) or os.path.exists(os.path.expanduser(weights)):
+        return [None]
+    pattern = os.path.expanduser(weights)
+    found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)), key=_by_number)
+    if not found and not check_paths:
+        return [None]
+    if not found:
+        key = (name, "weights") if isinstance(value, Mapping) else (name,)
+        problems.add(tree.where(key), f"no file matches {weights}{near_file(Path(pattern)) if not Path(pattern).parent.is_dir() else ''}")
+    stem = [re.escape(piece) for piece in re.split(r"\*\*/|\*+|\?|\[[^]]*\]", pattern)]
+    parts = re.compile("(.*?)".join(stem), re.DOTALL)
+    files: list[_OneFile | None] = []
+    for path in found:
+        match = parts.fullmatch(path)
+        spans = [_whole_number(path, *match.span(number + 1)) for number in range(len(stem) - 1)] if match else []
+        part = "-".join(filter(None, (re.sub(r"[^A-Za-z0-9.+]+", "-", text).strip("-") for text in spans)))
+        files.append(_OneFile(f"{name}@{part or 'last'}", path, part))
+    return files
+
+
+def _whole_number(text: str, start: int, end: int) -> str:
+    """``text[start:end]`` with the digits before and behind it: ``checkpoint0*.pth`` means 0020 of checkpoint0020.pth, not 020."""
+    while start and text[start - 1].isdigit():
+        start -= 1
+    while end < len(text) and text[end].isdigit():
+        end += 1
+    return text[start:end]
+
+
+def _by_number(path: str) -> list[tuple[bool, int, str]]:
+    """checkpoint2 before checkpoint10; a name without a number (checkpoint.pth, the last one) after those with one."""
+    pieces = re.split(r"(\d+)", path)
+    return [(not piece.isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in pieces if piece]
+
+
+def _encoder(
+    name: str, tree: Tree, vocabulary: Vocabulary, check_paths: bool, problems: Report, one: _OneFile | None = None
+) -> EncoderConfig | None:
+    """``one``: which of the files, where the entry's weights are a glob."""
     report = Report()
-    check_encoder_name(name, tree.where((name,)), report)
+    check_encoder_name(one.name if one else name, tree.where((name,)), report)
 
     def locate(path: KeyPath, *, missing: bool = False) -> Where:
         return tree.where((name, *path), missing=missing)
 
     value = tree.data[name]
+    if one is not None:
+        value = {**value, "weights": one.path} if isinstance(value, Mapping) else one.path
     if value is None or isinstance(value, str):
         keys: dict[str, Any] | None = _from_text(value or "")
     elif isinstance(value, Mapping):
@@ -84,7 +140,10 @@ def _encoder(name: str, tree: Tree, vocabulary: Vocabulary, check_paths: bool, p
     problems.extend(report)
     if keys is None or len(report) or record is None:
         return None
-    return EncoderConfig(**{**dict(record), "name": name, "where": tree.where((name,))})
+    found = {**dict(record), "name": name, "where": tree.where((name,))}
+    if one is not None:
+        found |= {"name": one.name, "meta": {"series": name, "checkpoint": one.part or "last", **record.meta}}
+    return EncoderConfig(**found)
 
 
 def _from_text(text: str) -> dict[str, Any]:

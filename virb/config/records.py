@@ -190,6 +190,22 @@ class EncoderConfig(EncoderKeys):
         return hash(self.name)
 
 
+class WindowKeys(Strict):
+    """Sliding windows over images that are scored: ``size`` and ``stride`` in pixels of the image brought to ``shorter``, where given."""
+
+    size: Annotated[tuple[int, int], BeforeValidator(_size)]
+    stride: Annotated[tuple[int, int], BeforeValidator(_size)]
+    shorter: Count | None = None
+
+    @field_validator("stride")
+    @classmethod
+    def _no_gaps(cls, value: tuple[int, int], info: ValidationInfo) -> tuple[int, int]:
+        size = info.data.get("size")
+        if size is not None and (value[0] > size[0] or value[1] > size[1]):
+            raise ValueError(f"leaves gaps between windows of {size[0]} x {size[1]}; expected at most that")
+        return value
+
+
 class TaskSettings(Strict):
     """What the YAML schema of a task and its record share; None means not given."""
 
@@ -201,6 +217,7 @@ class TaskSettings(Strict):
     test_batch_size: Count | None = None
     pre_encode: bool | None = None
     task_head_weights_path: Text | None = None  # a glob; %s stands for the encoder's name
+    head_layout: Literal["interleaved", "concatenated"] | None = None  # of such heads on two vectors, where others trained them
     heads_from: Text | None = None  # the label whose heads are scored
     class_map: dict[str, Text] | None = None  # class of this task -> class of the heads, where the names differ
     selection: Literal["val", "test-last", "test-best"] | None = None
@@ -211,7 +228,11 @@ class TaskSettings(Strict):
     refit: bool | None = None
     train_encoder: bool | None = None
     on_bad_image: Literal["error", "skip"] | None = None
-    augment: Literal["none", "crop-flip"] | None = None
+    windows: WindowKeys | None = None  # pixelwise: scored images are seen through sliding windows
+    score_size: Count | None = (
+        None  # pixelwise: longer side, in the frame of the input, at which predictions meet targets; not given: native size
+    )
+    augment: Literal["none", "crop-flip", "scale-crop-flip", "scale-crop-flip-colour"] | None = None
 
     @field_validator("task_head_weights_path")
     @classmethod
@@ -290,15 +311,21 @@ class TaskConfig(TaskSettings):
     """One task of a file. ``training_configs`` are checked by the probe's own record and include those of ``grid``.
 
     ``explicit`` has the place of every key that was given (``views`` also when written as num_dataset_repeats; a key of the file's
-    ``defaults`` points there), ``config_where`` that of every training config. Neither they nor ``where`` are part of equality.
+    ``defaults`` points there), ``by_defaults`` the keys that were given there, ``config_where`` the place of every training config. Neither
+    they nor ``where`` are part of equality.
     """
 
     label: str
     views: int | Literal["fresh"] | None = None
     training_configs: dict[str, SerializeAsAny[BaseModel]] | None = None
     explicit: dict[str, Where] = Field(exclude=True, repr=False)
+    by_defaults: frozenset[str] = Field(default=frozenset(), exclude=True, repr=False)
     config_where: dict[str, Where] = Field(default_factory=dict, exclude=True, repr=False)
     where: Where = Field(exclude=True, repr=False)
+
+    def on_task(self, key: str) -> bool:
+        """Whether the task itself gives the key, not the file's ``defaults`` for all of its tasks."""
+        return key in self.explicit and key not in self.by_defaults
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TaskConfig) and self.model_dump() == other.model_dump()

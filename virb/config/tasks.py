@@ -20,6 +20,7 @@ from virb.errors import ConfigError, UserError, did_you_mean, nearest
 DEFAULTS = "defaults"
 # Keys that say one thing in two ways: a task that gives either wants nothing of the pair from the file's defaults.
 _PAIRS = ({"views", "num_dataset_repeats"}, {"training_configs", "grid"})
+_HEADS, _OF_HEADS = {"heads_from", "task_head_weights_path"}, {"training_configs", "grid"}  # given heads are trained already
 
 
 def load_task_configs(
@@ -90,7 +91,7 @@ def _labels(tree: Tree, problems: Report, warnings: Report) -> dict[str, dict[st
     if isinstance(defaults, Mapping):
         _check_defaults(tree, defaults, problems)
         for keys in tasks.values():
-            paired = {key for pair in _PAIRS if pair & set(keys) for key in pair}
+            paired = {key for pair in _PAIRS if pair & set(keys) for key in pair} | (_OF_HEADS if _HEADS & set(keys) else set())
             keys.update({key: (DEFAULTS, key) for key in defaults if key not in keys and key not in paired})
     return tasks
 
@@ -147,8 +148,12 @@ def _task(
     settings["views"] = settings["views"] if repeats is None else repeats
     settings.pop("grid")
     settings["training_configs"] = configs or None
-    explicit = {"views" if key == "num_dataset_repeats" else key: locate((key,)) for key in values}
-    return TaskConfig(**{**settings, "label": label, "explicit": explicit, "config_where": places, "where": where})
+    named = {key: "views" if key == "num_dataset_repeats" else key for key in values}
+    explicit = {name: locate((key,)) for key, name in named.items()}
+    by_defaults = frozenset(name for key, name in named.items() if keys[key][0] == DEFAULTS)
+    return TaskConfig(
+        **{**settings, "label": label, "explicit": explicit, "by_defaults": by_defaults, "config_where": places, "where": where}
+    )
 
 
 def _check_words(

@@ -27,8 +27,8 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "base_momentum": 0.85,
         "max_momentum": 0.95,
     },
-    "Poly": {"per": "step", "exponent": _REQUIRED},
-    "cosine": {"per": "epoch", "min_lr": 0.0},
+    "Poly": {"per": "step", "exponent": _REQUIRED, "warmup": 0},
+    "cosine": {"per": "epoch", "min_lr": 0.0, "warmup": 0},
 }
 
 
@@ -44,7 +44,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class SchedulerConfig(Strict):
     """A learning-rate schedule. Parameters of the other types are None; those of its own type always have a value.
 
-    ``per`` says what one step of the schedule is: an optimizer step or an epoch. ``step_size`` counts in that unit.
+    ``per`` says what one step of the schedule is: an optimizer step or an epoch. ``step_size`` and ``warmup`` count in that unit.
     """
 
     type: Annotated[ScheduleType, BeforeValidator(word(*_PARAMETERS))]
@@ -60,6 +60,7 @@ class SchedulerConfig(Strict):
     base_momentum: Fraction | None = None
     max_momentum: Fraction | None = None
     min_lr: Annotated[float, Field(ge=0)] | None = None
+    warmup: Annotated[int, Field(ge=0)] | None = None  # units in which the rate rises to the schedule's own
 
     @field_validator(*sorted({name for parameters in _PARAMETERS.values() for name in parameters}))
     @classmethod
@@ -85,8 +86,8 @@ def _no_schedule(value: SchedulerConfig | None) -> SchedulerConfig | None:
     return None if value is None or value.type == "none" else value
 
 
-class GradientConfig(Strict):
-    """One training config of a linear head. ``lr`` is the peak for OneCycle; ``momentum`` and ``nesterov`` are sgd's alone."""
+class OptimizerConfig(Strict):
+    """How the parameters of a head are trained. ``lr`` is the peak for OneCycle; ``momentum`` and ``nesterov`` are sgd's alone."""
 
     optimizer: Annotated[Optimizer, BeforeValidator(word("sgd", "adam", "adamw"))]
     lr: Annotated[float, Field(gt=0)]
@@ -94,8 +95,6 @@ class GradientConfig(Strict):
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     scheduler: Annotated[SchedulerConfig | None, BeforeValidator(_schedule_by_name), AfterValidator(_no_schedule)] = None
-    head: Literal["concat", "mean", "attention"] = "concat"  # what becomes of the several images of a sample
-    init: Literal["torch", "normal0.01"] = "torch"  # of the weights: as torch.nn.Linear, or N(0, 0.01) with zero biases (DINO)
 
     @field_validator("momentum", "nesterov")
     @classmethod
@@ -111,6 +110,13 @@ class GradientConfig(Strict):
         if value and info.data.get("optimizer") == "sgd" and info.data.get("momentum") == 0:
             raise ValueError("nesterov needs momentum above 0")
         return value
+
+
+class GradientConfig(OptimizerConfig):
+    """One training config of a linear head."""
+
+    head: Literal["concat", "mean", "attention"] = "concat"  # what becomes of the several images of a sample
+    init: Literal["torch", "normal0.01"] = "torch"  # of the weights: as torch.nn.Linear, or N(0, 0.01) with zero biases (DINO)
 
 
 class MlpConfig(GradientConfig):

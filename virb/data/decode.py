@@ -17,7 +17,9 @@ from __future__ import annotations
 import io
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -50,25 +52,62 @@ class Count:
             self.value += 1
 
 
-DECODED = Count()  # images that this process decoded or drew, failed tries included: counted where it happens, by whoever does it
+DECODED = Count()  # images that this process decoded or drew, failed tries included, files of targets not: counted where it happens
 
 
 def read_rgb(path: str) -> Image.Image:
     """The image of a file, upright, 8-bit RGB. Raises BadImage, naming the file, when it cannot be read or decoded."""
-    return _decoded(path, path)
+    DECODED.add()
+    with opened(path) as image:
+        return _whole(image)
 
 
 def decode_rgb(data: bytes, source: str) -> Image.Image:
     """The same of a file's bytes; ``source`` is what BadImage names."""
-    return _decoded(io.BytesIO(data), source)
-
-
-def _decoded(file: str | io.BytesIO, source: str) -> Image.Image:
     DECODED.add()
+    with opened(io.BytesIO(data), source) as image:
+        return _whole(image)
+
+
+def _whole(image: Image.Image) -> Image.Image:
+    image.load()  # before EXIF: in PNG it may stand after the pixels
+    return to_rgb(upright(image))
+
+
+def read_target(path: str) -> Image.Image:
+    """The same of a file that is a target: it does not count as an image."""
+    with opened(path) as image:
+        return _whole(image)
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """(height, width) of what ``read_rgb`` gives of the file, by its header alone where that says it. Raises BadImage."""
+    return _size(path, path, lambda: Path(path).read_bytes())
+
+
+def decode_size(data: bytes, source: str) -> tuple[int, int]:
+    """The same of what ``decode_rgb`` gives."""
+    return _size(io.BytesIO(data), source, lambda: data)
+
+
+def _size(file: str | io.BytesIO, source: str, content: Callable[[], bytes]) -> tuple[int, int]:
+    with opened(file, source) as image:
+        if image.format == "PNG" and not _may_be_turned(content()):
+            return image.height, image.width
+        if image.format == "TIFF":
+            image.load()  # Pillow turns these by itself, at some time until then
+        turned = _orientation(image) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def opened(file: str | Path | io.BytesIO, source: str | None = None) -> Iterator[Image.Image]:
+    """A file, or its bytes, as Pillow opens it; whatever goes wrong with it inside the ``with`` is a BadImage that names the file, or
+    ``source``."""
+    source = str(file) if source is None else source
     try:
         with Image.open(file) as image:
-            image.load()  # before EXIF: in PNG it may stand after the pixels
-            return to_rgb(upright(image))
+            yield image
     except UnidentifiedImageError:
         raise BadImage(f"{source}: is not an image that can be read") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -81,12 +120,21 @@ def _decoded(file: str | io.BytesIO, source: str) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says."""
+    method = _UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DECODE_ERRORS:
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _may_be_turned(content: bytes) -> bool:
+    """Whether a PNG has any of the chunks that can say so. They may stand after the pixels, which Pillow would decode to get there."""
+    return any(word in content for word in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -107,9 +155,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def crop_box(image: Image.Image, box: Sequence[float] | np.ndarray) -> Image.Image:
     """The part inside (x0, y0, x1, y1) pixels, rounded as Pillow's ``crop`` does, clipped to the image; ValueError when that is empty."""
+    return image.crop(pixels_of_box(box, image.height, image.width))
+
+
+def pixels_of_box(box: Sequence[float] | np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of what ``crop_box`` takes of an image of ``height`` x ``width``."""
     x0, y0, x1, y1 = (round(float(edge)) for edge in box)
-    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height)
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if x1 <= x0 or y1 <= y0:
         edges = ", ".join(f"{float(edge):g}" for edge in box)
-        raise ValueError(f"box ({edges}) has no pixel of an image of {image.width} x {image.height}")
-    return image.crop((x0, y0, x1, y1))
+        raise ValueError(f"box ({edges}) has no pixel of an image of {width} x {height}")
+    return x0, y0, x1, y1

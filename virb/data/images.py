@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import DECODED, crop_box, read_rgb
+from virb.data.decode import DECODED, crop_box, pixels_of_box, read_rgb, read_size
 from virb.data.sequences import LazySequence, PackedStrings, file_sizes, wrapped_index
 from virb.errors import BadImage
 
@@ -34,6 +34,11 @@ class ImageList(ABC):
     def read(self, i: int) -> Image.Image:
         """Image ``i`` as 8-bit RGB, upright, cropped to its box. Raises BadImage, which names the file. What makes the pixels counts
         itself (``DECODED``): a list that does so by other means than ``read_rgb`` or ``read_frame`` adds one here."""
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image ``i`` as ``read`` gives it, without decoding it where that is possible. Raises BadImage."""
+        image = self.read(i)
+        return image.height, image.width
 
     @abstractmethod
     def _describe(self) -> dict[str, Any]:
@@ -81,6 +86,10 @@ class FileImages(ImageList):
         path = os.path.join(self.root, self.paths[i])
         return boxed(read_rgb(path), self.boxes, i, path)
 
+    def image_size(self, i: int) -> tuple[int, int]:
+        path = os.path.join(self.root, self.paths[i])
+        return size_of_box(read_size(path), self.boxes, i, path)
+
     def _describe(self) -> dict[str, Any]:
         return {"kind": "files", "boxes": self.boxes is not None}
 
@@ -103,6 +112,9 @@ class ArrayImages(ImageList):
     def read(self, i: int) -> Image.Image:
         DECODED.add()
         return Image.fromarray(self.array[wrapped_index(i, len(self))]).convert("RGB")
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        return self.array.shape[1], self.array.shape[2]
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "array", "shape": list(self.array.shape)}
@@ -286,6 +298,17 @@ def boxed(image: Image.Image, boxes: np.ndarray | None, i: int, source: str) -> 
         return crop_box(image, boxes[i])
     except ValueError as error:
         raise BadImage(f"{source}: {error}") from None
+
+
+def size_of_box(size: tuple[int, int], boxes: np.ndarray | None, i: int, source: str) -> tuple[int, int]:
+    """(height, width) of what ``boxed`` gives of an image of ``size``."""
+    if boxes is None:
+        return size
+    try:
+        x0, y0, x1, y1 = pixels_of_box(boxes[i], *size)
+    except ValueError as error:
+        raise BadImage(f"{source}: {error}") from None
+    return y1 - y0, x1 - x0
 
 
 def checked_boxes(boxes: np.ndarray | None, n: int) -> np.ndarray | None:

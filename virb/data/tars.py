@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import decode_rgb
-from virb.data.images import FileImages, ImageList, boxed, checked_boxes, file_contents, numbered_repeats
+from virb.data.decode import decode_rgb, decode_size
+from virb.data.images import FileImages, ImageList, boxed, checked_boxes, file_contents, numbered_repeats, size_of_box
 from virb.data.sequences import PackedStrings, wrapped_index
 from virb.errors import BadImage
 
@@ -52,6 +52,15 @@ class TarImages(ImageList):
         self._files = _OpenFiles()
 
     def read(self, i: int) -> Image.Image:
+        data, source = self._file(i)
+        return boxed(decode_rgb(data, source), self.boxes, i, source)
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        data, source = self._file(i)
+        return size_of_box(decode_size(data, source), self.boxes, i, source)
+
+    def _file(self, i: int) -> tuple[bytes, str]:
+        """The bytes of an image, and what to call it in messages. Raises BadImage."""
         i = wrapped_index(i, len(self))
         shard, offset, size, crc32 = (int(self.places[key][i]) for key in ("shard", "offset", "size", "crc32"))
         path = os.path.join(self.root, self.shards[shard])
@@ -64,7 +73,7 @@ class TarImages(ImageList):
             raise BadImage(f"{source}: the shard is cut off before or in it; copy it again")
         if zlib.crc32(data) != crc32:
             raise BadImage(f"{source}: the shard is damaged there; copy it again")
-        return boxed(decode_rgb(data, source), self.boxes, i, source)
+        return data, source
 
     def subset(self, rows: np.ndarray) -> TarImages:
         """The images of these rows, in order."""

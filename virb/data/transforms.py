@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from PIL import Image
 
+from virb.data.placement import Placement, squashed
+from virb.data.views import draw_crop_flip, draw_scale_crop, recolour
 from virb.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
-_CROP_SCALE = (0.08, 1.0)  # share of the image's area in a random crop
-_CROP_RATIO = (3 / 4, 4 / 3)  # its width over its height
+AUGMENTS = ("none", "crop-flip", "scale-crop-flip", "scale-crop-flip-colour")
 _SUPPORT = {"bilinear": 1, "bicubic": 2}  # pixels to either side that Pillow's filters reach, times the factor by which an image shrinks
 _TALL = 1.5  # height over width up to which every version of Pillow resamples rows before columns
 _ROWS_WORTH_A_COPY = 0.8  # leaving rows out costs a copy of the others
@@ -23,10 +24,15 @@ _ROWS_WORTH_A_COPY = 0.8  # leaving rows out costs a copy of the others
 
 @dataclass(frozen=True)
 class View:
-    """Augmented view ``number`` of an image: the same crop for every encoder and run, a function of (seed, number, row)."""
+    """Augmented view ``number`` of an image: the same crop for every encoder and run, a function of (seed, number, row).
+
+    "crop-flip": a random part of 8-100 % of the area, squashed to the size, and a flip. "scale-crop-flip": the image at a random scale of
+    0.5 to 2 of what covers the size, aspect kept, a part of the size cut out, black right and below where the image is smaller, and a flip.
+    "scale-crop-flip-colour": the same crop with brightness, contrast, saturation and hue changed.
+    """
 
     number: int
-    augment: Literal["none", "crop-flip"] = "crop-flip"
+    augment: Literal["none", "crop-flip", "scale-crop-flip", "scale-crop-flip-colour"] = "crop-flip"
     seed: int = 0
 
 
@@ -76,8 +82,8 @@ class Geometry:
         ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"geometry: {name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
-        if self.view is not None and self.view.augment != "crop-flip":
-            raise UserError(f"geometry: a view's augment is {self.view.augment!r}; expected one of none, crop-flip")
+        if self.view is not None and self.view.augment not in AUGMENTS:
+            raise UserError(f"geometry: a view's augment is {self.view.augment!r}; expected one of {', '.join(AUGMENTS)}")
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"geometry: crop_pct is {self.crop_pct}; expected more than 0 and at most 1")
         if self.size is None:
@@ -102,6 +108,8 @@ class Geometry:
         if self.size is None:
             return image
         mode = InterpolationMode(self.interpolation)
+        if self.view is not None and self.view.augment != "crop-flip":
+            return _scaled_crop(image, self.size, Image.Resampling[self.interpolation.upper()], self.view, row)
         if self.view is not None:
             top, left, height, width, flip = draw_crop_flip(image.height, image.width, self.view, row)
             image = functional.resized_crop(image, top, left, height, width, list(self.size), interpolation=mode)
@@ -126,6 +134,51 @@ class Geometry:
         for channel, plane in zip(out, self.fit(image, row).split(), strict=True):
             channel[:] = np.asarray(plane)
 
+    def placement(self, height: int, width: int, row: int) -> Placement:
+        """Where the pixels that ``apply`` makes of an image of ``height`` x ``width`` at ``row`` come from."""
+        native = (height, width)
+        if self.size is None:
+            return squashed(native, native)
+        if self.view is not None and self.view.augment != "crop-flip":
+            crop = draw_scale_crop(height, width, self.size, self.view, row)
+            return Placement(native, self.size, crop.box, (0, 0, *crop.filled), crop.flip)
+        if self.view is not None:
+            top, left, crop_height, crop_width, flip = draw_crop_flip(height, width, self.view, row)
+            box = (float(top), float(left), float(crop_height), float(crop_width))
+            return Placement(native, self.size, box, (0, 0, *self.size), flip)
+        if self.crop == "none":
+            return squashed(native, self.size)
+        resized = native if self.resize == "none" else covering_size(height, width, self.size, self.crop_pct)
+        rows, columns = (_centred(native[axis], resized[axis], self.size[axis]) for axis in (0, 1))
+        return Placement(native, self.size, (rows[0], columns[0], rows[1], columns[1]), (rows[2], columns[2], rows[3], columns[3]))
+
+
+def _scaled_crop(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling, view: View, row: int) -> Image.Image:
+    """8-bit RGB image of ``size``: a part of ``image``, black right and below where there is no more of it."""
+    crop = draw_scale_crop(image.height, image.width, size, view, row)
+    (top, left, height, width), (filled_height, filled_width) = crop.box, crop.filled
+    # Pillow cuts and resizes at once, from fractions of pixels: only the part is touched, however large the image.
+    edges = (left, top, min(left + width, image.width), min(top + height, image.height))
+    part = image.resize((filled_width, filled_height), resampling, edges)
+    if crop.flip:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if view.augment == "scale-crop-flip-colour":
+        part = recolour(part, crop.colours)
+    if crop.filled == size:
+        return part
+    padded = Image.new("RGB", (size[1], size[0]))
+    padded.paste(part, (0, 0))
+    return padded
+
+
+def _centred(native: int, resized: int, size: int) -> tuple[float, float, int, int]:
+    """Along one side of an image resized and centre-cropped: first pixel and number of pixels of the image that are seen, and of the view
+    that they fill. Rounds as torchvision does: half an odd pixel of padding goes right, of cropping to the even number."""
+    if resized <= size:
+        return 0.0, float(native), (size - resized) // 2, resized
+    per_pixel = native / resized
+    return round((resized - size) / 2) * per_pixel, size * per_pixel, 0, size
+
 
 def covering_size(height: int, width: int, size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
     """The size, aspect kept, at which an image just covers round(size / crop_pct): torchvision's ``Resize(int)`` when that is a square."""
@@ -142,9 +195,7 @@ def resized_center(image: Image.Image, covering: tuple[int, int], size: tuple[in
     rows that nothing in the centre looks at before the first: blank ones take their places, for the second must see where rows lie.
     For images taller than wide by a factor (2 in Pillow 13, 100 before) it begins with the columns; those are resized as a whole.
     """
-    from PIL.Image import Resampling
-
-    mode = Resampling[interpolation.upper()]
+    mode = Image.Resampling[interpolation.upper()]
     (height, width), (inner_height, inner_width) = covering, size
     top, left = round((height - inner_height) / 2), round((width - inner_width) / 2)
     if image.height > _TALL * image.width:
@@ -159,23 +210,3 @@ def resized_center(image: Image.Image, covering: tuple[int, int], size: tuple[in
         image = image.crop((0, first, image.width, last))
     image = image.resize((width, image.height), mode).crop((left, -first, left + inner_width, full_height - first))
     return image.resize((inner_width, height), mode).crop((0, top, inner_width, top + inner_height))
-
-
-def draw_crop_flip(height: int, width: int, view: View, row: int) -> tuple[int, int, int, int, bool]:
-    """top, left, height, width of the random crop in pixels, and whether it is flipped. The distribution of ``RandomResizedCrop``:
-    area and log aspect uniform, ten tries, else the largest centred crop with a permitted aspect."""
-    from virb.functional.randomness import numpy_generator
-
-    random = numpy_generator(view.seed, "view", view.number, row)
-    flip = bool(random.random() < 0.5)
-    for _ in range(10):
-        area = height * width * random.uniform(*_CROP_SCALE)
-        ratio = math.exp(random.uniform(math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(random.integers(0, height - crop_height + 1))
-            left = int(random.integers(0, width - crop_width + 1))
-            return top, left, crop_height, crop_width, flip
-    ratio = float(np.clip(width / height, *_CROP_RATIO))
-    crop_width, crop_height = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width, flip

@@ -1,4 +1,4 @@
-"""Looks whether a dataset on disk is what was published: numbers, pairs, every image decoded, images that are in two splits."""
+"""Looks whether a dataset on disk is what was published: numbers, pairs, every image decoded, every target read, images in two splits."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from virb.data.datasets import load_dataset
 from virb.data.datasets.common import EXTENSIONS
 from virb.data.datasets.facts import FACTS, Count
+from virb.data.datasets.imagenet import LOW_SHOT_LISTS
 from virb.data.images import Dataset, FileImages, ImageList
 from virb.data.prepare import split_record, stored_split
+from virb.data.sequences import FileSequence
+from virb.data.verify_targets import check_targets
 from virb.errors import BadImage, UserError
 
 Tell = Callable[[str, int, int], None]  # what is read, images done, images in all
@@ -24,7 +29,7 @@ _CHUNK = 64  # images that a thread takes at a time
 _NAMED = 10  # files that a finding names
 _FOLDERS = "folders of ViRB 2021"  # a reader's note where somebody sorted the images into splits
 # Their numbers are published in round figures, or what they list has left the web: a difference is to know, not a mistake.
-_ROUGH = ("kinetics", "thor-num-steps", "thor-actions", "nuscenes-actions")
+_ROUGH = ("kinetics", "thor-num-steps", "thor-actions", "thor-depth", "taskonomy", "nuscenes-actions")
 # Two kinds of files about the same thing, by stem: (folder, ending) each. What tasks read is paired by the readers.
 _PAIRS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "pets": (("images", ".jpg"), ("annotations/trimaps", ".png")),
@@ -63,7 +68,8 @@ class Report:
 def verify(name: str, root: Path, *, decode: bool = True, workers: int | None = None, tell: Tell = lambda *_: None) -> Report:
     """Reads the dataset ``name`` below ``root`` as tasks do, and looks at all of it. Changes nothing.
 
-    ``decode``: every image in full, in ``workers`` threads (one per core by default), which also finds equal images.
+    ``decode``: every image in full, in ``workers`` threads (one per core by default), which also finds equal images, and every target that
+    has a value per pixel.
     """
     report = Report()
     try:
@@ -75,9 +81,13 @@ def verify(name: str, root: Path, *, decode: bool = True, workers: int | None = 
     for folder in _folders(dataset):
         _check_pairs(name, folder, report)
         _check_stored_split(dataset, folder, report)
+        _check_low_shot_lists(name, dataset, folder, report)
     _check_listed(dataset, report)
+    _check_shared(dataset, report)
     if decode:
         _check_images(name, dataset, workers or os.cpu_count() or 1, tell, report)
+        for is_wrong, text, names in check_targets(dataset, workers or os.cpu_count() or 1, tell):
+            (report.wrong if is_wrong else report.know)(text, names)
     return report
 
 
@@ -86,13 +96,15 @@ def _check_counts(name: str, dataset: Dataset, report: Report) -> None:
     if facts is None:
         return
     tell = report.know if name in _ROUGH else report.wrong
-    for split, count in facts.splits.items():
+    found = next((splits for start, splits in facts.by_note.items() if dataset.note.startswith(start)), None)
+    splits, in_all = (facts.splits, facts.total) if found is None else (found, None)
+    for split, count in splits.items():
         there = len(dataset.samples.get(split, ()))
         if there not in _allowed(count):
             tell(f"{split} has {there:,} samples; published are {' or '.join(f'{n:,}' for n in _allowed(count))}")
     total = sum(map(len, dataset.samples.values()))
-    if facts.total not in (None, total):
-        tell(f"there are {total:,} samples; published are {facts.total:,}")
+    if in_all not in (None, total):
+        tell(f"there are {total:,} samples; published are {in_all:,}")
     n_classes = len(next(iter(dataset.classes.values()), ()))
     if facts.n_classes not in (None, n_classes):
         tell(f"there are {n_classes:,} classes; published are {facts.n_classes:,}")
@@ -137,6 +149,26 @@ def _check_stored_split(dataset: Dataset, folder: Path, report: Report) -> None:
             report.wrong(f"{split} differs from the split that was stored in {folder} by {len(changed):,} samples", changed)
 
 
+def _check_low_shot_lists(name: str, dataset: Dataset, folder: Path, report: Report) -> None:
+    """ImageNet's lists of 1 % and 10 %, where they lie beside its images."""
+    if name != "imagenet" or "train" not in dataset.samples:
+        return
+    for file, (_, count) in LOW_SHOT_LISTS.items():
+        try:
+            names = (folder / file).read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            report.wrong(f"{folder / file} cannot be read ({error})")
+            continue
+        if len(names) != count:
+            report.wrong(f"{file} has {len(names):,} names; published are {count:,}")
+        known = {PurePosixPath(str(sample)).stem for sample in dataset.samples["train"].ids}
+        unknown = [listed for listed in names if PurePosixPath(listed).stem not in known]
+        if unknown:
+            report.wrong(f"{len(unknown):,} names of {file} stand for no image of train", unknown)
+
+
 def _check_listed(dataset: Dataset, report: Report) -> None:
     """Images that lie beside those of the splits and are in none."""
     listed: dict[tuple[str, str], set[str]] = {}
@@ -145,6 +177,12 @@ def _check_listed(dataset: Dataset, report: Report) -> None:
             for path in images.paths:
                 parent, _, file = path.rpartition("/")
                 listed.setdefault((images.root, parent), set()).add(file)
+    for samples in dataset.samples.values():  # targets may lie beside their images
+        for values in samples.targets.values():
+            if isinstance(values, FileSequence):
+                for path in values.paths:
+                    parent, _, file = path.rpartition("/")
+                    listed.get((values.root, parent), set()).add(file)
     extra = []
     for (root, parent), files in listed.items():
         with os.scandir(os.path.join(root, parent)) as entries:
@@ -152,6 +190,23 @@ def _check_listed(dataset: Dataset, report: Report) -> None:
             extra += [f"{parent}/{name}" for name in names if name not in files]
     if extra:
         report.know(f"{len(extra):,} images lie beside the others and are in no split", sorted(extra))
+
+
+def _check_shared(dataset: Dataset, report: Report) -> None:
+    """What two splits have in common without having a sample in common: images of several samples each, and what samples come from
+    (scenes, drives), of which a test is easier than of new ones."""
+    for i, (first, one) in enumerate(dataset.samples.items()):
+        for second in list(dataset.samples)[i + 1 :]:
+            other = dataset.samples[second]
+            paths = [set(getattr(dataset.lists[part.images], "paths", ())) for part in (one, other)]
+            if one.images != other.images and (both := paths[0] & paths[1]):
+                report.know(f"{len(both):,} images of {second} are those of {first}, too", sorted(both))
+            if (one.units == one.ids).all() or (other.units == other.ids).all():
+                continue
+            if shared := set(one.units.tolist()) & set(other.units.tolist()):
+                n_units, n_samples = len(set(other.units.tolist())), int(np.isin(other.units, list(shared)).sum())
+                text = f"{len(shared):,} of the {n_units:,} places or drives of {second} ({n_samples:,} samples) are in {first}, too"
+                report.know(text, sorted(shared))
 
 
 def _check_images(name: str, dataset: Dataset, workers: int, tell: Tell, report: Report) -> None:

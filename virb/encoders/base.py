@@ -115,6 +115,7 @@ class EncoderSpec:
     architecture: str = ""
     depth: int = 1
     position_mode: str | None = None
+    training: tuple[tuple[str, str | int], ...] = ()  # of ViRB's own pretraining: method, step, epoch, recipe
 
     def check(self, request: Request | str) -> Request:
         """The parsed request; UserError when this encoder has no such output or block."""

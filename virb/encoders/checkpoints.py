@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from virb.errors import UserError
 State = Mapping[str, Tensor]
 
 FORMAT = "virb.format"  # in the metadata of files that `virb convert` wrote
+TRAINING = "virb.training"  # there too: JSON
 _INDEX = ".index.json"
 _DEPTH = 8
 _MOST_CONTAINERS = 100_000  # visited in one file; real ones have hundreds
@@ -42,6 +44,28 @@ class Checkpoint:
         except RuntimeError as error:  # the budget is spent
             raise UserError(f"{self.path} is nested more than any checkpoint is; it cannot be used as weights") from error
         return {name: _without_compile(state) for name, state in found.items()}
+
+    @cached_property
+    def training(self) -> dict[str, str | int]:
+        """Which training the file is of, where ViRB's own pretraining wrote it (also when it was converted since): ``method``, ``step``,
+        ``epoch`` (how many were done), ``recipe``."""
+        noted: Any = self.content.get("virb") if isinstance(self.content, Mapping) else None
+        if isinstance(noted, Mapping) and "engine" in noted:
+            noted = {**noted, "epoch": self.content.get("epoch")}
+        else:
+            with suppress(ValueError):
+                noted = json.loads(self.metadata.get(TRAINING, "{}"))
+        if not isinstance(noted, Mapping):
+            return {}
+        kinds = {"method": str, "step": int, "epoch": int, "recipe": str}
+        return {key: noted[key] for key, kind in kinds.items() if isinstance(noted.get(key), kind) and noted[key] != ""}
+
+    @cached_property
+    def trained_heads(self) -> int | None:
+        """How many heads the vision transformer has that ViRB's own pretraining wrote; shapes do not tell."""
+        noted: Any = self.content.get("virb") if isinstance(self.content, Mapping) else None
+        heads = noted.get("heads") if isinstance(noted, Mapping) and "engine" in noted else None
+        return heads if isinstance(heads, int) and 0 < heads < 1 << 16 else None
 
 
 def from_state(state: State, origin: str) -> Checkpoint:

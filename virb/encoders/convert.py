@@ -15,7 +15,7 @@ from torch import Tensor
 
 from virb.encoders import checkpoints, timm
 from virb.encoders.base import Encoder
-from virb.encoders.checkpoints import FORMAT
+from virb.encoders.checkpoints import FORMAT, TRAINING
 from virb.encoders.filling import fill
 from virb.encoders.layouts import choose, recognise
 from virb.encoders.registry import build
@@ -72,6 +72,8 @@ def convert(source: Path, destination: Path, expect: str | None = None, checkpoi
         "virb.arguments": json.dumps(arguments),
         "virb.layout": ", ".join(part for part in (place.rule.name, str(place)) if part),
     }
+    if checkpoint.training:
+        metadata[TRAINING] = json.dumps(checkpoint.training)
     _write(destination, state, metadata, encoder.family == "resnet")
     left = f"; left out: {', '.join(sorted({*place.beside, *place.others}))}" if place.beside or place.others else ""
     where = f" ({place})" if str(place) else ""

@@ -184,7 +184,7 @@ def recognise(checkpoint: Checkpoint, key: str | None = None) -> Found:
     """(architecture, arguments) of the network in a file. UserError says what is unclear, and what to name."""
     place = choose(checkpoint, key)
     noted = _noted(checkpoint)
-    heads = None if noted is None else noted[1].get("heads")
+    heads = checkpoint.trained_heads if noted is None else noted[1].get("heads")
     told = vit_shapes(place.state) if is_vit(place.state) else {}
     found = infer(place.state, place.rule.heads if heads is None or not told else {told["width"]: heads})
     if noted is not None and noted[0] in _GIANTS and (told.get("width"), told.get("depth")) == (1536, 40):
@@ -209,7 +209,7 @@ def vit_arguments(checkpoint: Checkpoint, key: str | None, arch: str, given: Map
     if found is None or state is None or not is_vit(state):
         return {}
     told = vit_shapes(state)
-    heads = (found.rule.heads or {}).get(told["width"])
+    heads = checkpoint.trained_heads or (found.rule.heads or {}).get(told["width"])
     if heads is not None and "heads" not in given:
         if arch in SIZES and SIZES[arch][2] != heads:
             raise UserError(f"{checkpoint.path}: {found.rule.name}'s network of this width has {heads} heads; leave `arch: {arch}` away")
@@ -236,7 +236,7 @@ def check_heads(checkpoint: Checkpoint, rule: Rule, width: int, heads: int | Non
     """UserError where a network has other heads than its weights, which no shape would show: other than `virb convert` noted, or than
     the layout's networks of this width have (which gives way to heads in ``given``, the arguments of the user)."""
     noted = _noted(checkpoint)
-    told = noted[1].get("heads") if noted is not None else None
+    told = noted[1].get("heads") if noted is not None else checkpoint.trained_heads
     who = f"{checkpoint.path} notes that its network"
     if told is None and not {"heads", "num_heads"} & given.keys():
         told, who = (rule.heads or {}).get(width), f"{checkpoint.path}: {rule.name}'s network of this width"

@@ -14,7 +14,6 @@ from torch import nn
 
 from virb.encoders import checkpoints, custom, hub, huggingface, openclip, timm
 from virb.encoders.base import Encoder, InputSpec
-from virb.encoders.download import Tell
 from virb.encoders.filling import fill
 from virb.encoders.layouts import check_heads, layout_of, normalisation, recognise, vit_arguments
 from virb.encoders.offline import only_cached, timm_source, torch_cache
@@ -23,6 +22,7 @@ from virb.encoders.registry import build, encoder_names, find_builder, register_
 from virb.encoders.vit import SIZES
 from virb.errors import UserError
 from virb.functional.randomness import derive_seed
+from virb.transfer import Tell
 
 __all__ = ["encoder_names", "load_encoder", "register_encoder"]
 
@@ -179,7 +179,12 @@ def _seal_filled(encoder: Encoder, recipe: Recipe, name: str, checkpoint: checkp
     if not told and not {"mean", "std"} <= recipe.input.keys():
         spec = encoder.spec.input.override(recipe.input)
         filled += f"; normalisation assumed: mean {_numbers(spec.mean)}, std {_numbers(spec.std)} (say input: {{mean: ..., std: ...}})"
-    return _seal(encoder, recipe, name, filled)
+    training = checkpoint.training
+    if training:
+        filled += f"; trained by {', '.join(f'{value}' if key == 'method' else f'{key} {value}' for key, value in training.items())}"
+    sealed = _seal(encoder, recipe, name, filled)
+    sealed.spec = replace(sealed.spec, training=tuple(training.items()))
+    return sealed
 
 
 def _numbers(values: Sequence[float]) -> str:

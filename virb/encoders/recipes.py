@@ -8,9 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from virb.encoders.download import Tell, check_sha256, is_url, weights_file
+from virb.encoders.download import check_sha256, weights_file
 from virb.encoders.known import KNOWN
 from virb.errors import UserError, did_you_mean
+from virb.transfer import Tell, is_url
 
 RANDOM, SUPERVISED, PRETRAINED = "random", "supervised", "pretrained"
 WORDS = (RANDOM, SUPERVISED, PRETRAINED)

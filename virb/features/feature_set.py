@@ -200,15 +200,29 @@ class SampleFeatures:
             picked = self._sent(copy, rows.reshape(-1)).float()
         else:
             picks = self._fixed[torch.as_tensor(samples).cpu().numpy()]
-            picked = self._views[self._view].read(picks.reshape(-1))
-            picked = (picked.pin_memory() if self._pins else picked).to(self.device, non_blocking=self._pins).float()
+            picked = self._moved(self._views[self._view].read(picks.reshape(-1))).float()
         return picked.reshape(len(samples), *self.shape)
+
+    def gather_rows(self, samples: np.ndarray) -> torch.Tensor:
+        """All rows of these samples, sample after sample (their numbers may differ), float32 on the job's device: (rows, *row shape)."""
+        spans = [np.arange(self._offsets[i], self._offsets[i + 1]) for i in np.asarray(samples)]
+        places = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+        if self._copies is not None:
+            copy = self._copies[self._view]
+            return self._sent(copy, self._inverse[torch.from_numpy(places)].to(copy.device)).float()
+        return self._moved(self._views[self._view].read(self._values[places])).float()
 
     def _sent(self, copy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if copy.device == self.device or not self._pins:
             return copy[rows].to(self.device)
         pinned = torch.empty((len(rows), *copy.shape[1:]), dtype=copy.dtype, pin_memory=True)  # kept by torch until it has been copied
         return torch.index_select(copy, 0, rows, out=pinned).to(self.device, non_blocking=True)
+
+    def _moved(self, picked: torch.Tensor) -> torch.Tensor:
+        """What a source gave, on the job's device; entries that are held lie there already."""
+        if picked.device.type != "cpu" or not self._pins:
+            return picked.to(self.device)
+        return picked.pin_memory().to(self.device, non_blocking=True)
 
     @property
     def _pins(self) -> bool:

@@ -21,6 +21,11 @@ def encoder_limit(devices: Sequence[str]) -> float:
     return min(ENCODER_BYTES[kind], *(0.5 * _device_memory(name) for name in devices))
 
 
+def slice_limit(devices: Sequence[str]) -> float:
+    """Bytes of outputs, in float32, that one worker may hold until a slice of a pass is written."""
+    return 0.3 * free_memory() / len(devices)
+
+
 def weight_bytes(spec: EncoderSpec) -> float:
     return 4.0 * spec.n_params
 

@@ -45,6 +45,8 @@ class Schedule(Protocol):
     def max_momentum(self) -> float | None: ...
     @property
     def min_lr(self) -> float | None: ...  # cosine: the rate after the last unit
+    @property
+    def warmup(self) -> int | None: ...  # Poly, cosine: units in which the rate rises to the schedule's own
 
 
 def values(
@@ -63,9 +65,9 @@ def values(
     if schedule.type == "StepLR":
         return base_lr * step_decay(unit, need("step_size"), need("gamma")), None
     if schedule.type == "Poly":
-        return base_lr * poly_decay(unit, total, need("exponent")), None
+        return base_lr * poly_decay(unit, total, need("exponent")) * warm_up(unit, need("warmup")), None
     if schedule.type == "cosine":
-        return cosine(unit, total, base_lr, need("min_lr")), None
+        return cosine(unit, total, base_lr, need("min_lr")) * warm_up(unit, need("warmup")), None
     if schedule.type == "OneCycle":
         first = base_lr / need("div_factor")
         lr = one_cycle(unit, total, (first, base_lr, first / need("final_div_factor")), need("pct_start"), need("anneal"))
@@ -81,6 +83,14 @@ def _need(schedule: Schedule, name: str) -> Any:
     if value is None:
         raise ValueError(f"{schedule.type} needs {name}")
     return value
+
+
+def warm_up(unit: Array, units: int) -> Array:
+    """Factor that rises linearly from ``1 / (units + 1)`` at unit 0 to 1 at unit ``units``, and is 1 from there on (0 units: always).
+
+    It multiplies the schedule's own value, which has begun to fall meanwhile: the habit of the published segmentation and depth protocols.
+    """
+    return np.minimum((unit + 1.0) / (units + 1.0), 1.0)
 
 
 def step_decay(unit: Array, step_size: int, gamma: float) -> Array:

@@ -69,6 +69,9 @@ class Metric:
 
     A metric that is no function of sums (average precision) has ``weighted(statistics, weights (N, B))`` instead: B numbers, each of the
     split in which sample i stands ``weights[i, b]`` times. Its ``values`` raises TypeError.
+
+    A metric that is a mean over classes may have ``per_class(sums (..., n_groups, S))``: the number of each class (..., C), NaN for a class
+    with nothing to say.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Metric:
     statistics: Callable[[Any, Any], Statistics]
     values: Callable[[np.ndarray], np.ndarray]
     weighted: Callable[[Statistics, np.ndarray], np.ndarray] | None = None
+    per_class: Callable[[np.ndarray], np.ndarray] | None = None
 
     def value(self, total: np.ndarray) -> float | None:
         """The number of one split, from ``Statistics.total()``; None where there is nothing to say, never NaN."""
@@ -131,5 +135,5 @@ def find_metric(name: str) -> Metric:
 
 
 def _load_builtin() -> None:
-    for module in ("classification", "multilabel", "regression", "robustness"):
+    for module in ("classification", "multilabel", "regression", "robustness", "segmentation", "depth", "flow", "maps", "virb2021"):
         importlib.import_module(f"virb.metrics.{module}")

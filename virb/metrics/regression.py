@@ -36,4 +36,4 @@ def _root_mean(sums: np.ndarray) -> np.ndarray:
 
 
 MAE = register_metric(Metric("mae", "MAE", False, "", partial(_errors, of=np.abs), _mean))
-RMSE = register_metric(Metric("rmse", "RMSE", False, "", partial(_errors, of=np.square), _root_mean))
+RMSE = register_metric(Metric("root_mean_squared_error", "RMSE", False, "", partial(_errors, of=np.square), _root_mean))

@@ -9,6 +9,7 @@ import numpy as np
 from virb.metrics.base import Metric, Statistics, register_metric
 from virb.metrics.classification import rank_of_target
 
+SEVERITIES = 5
 # Errors of AlexNet on each corruption, which the published mean corruption error divides by (Hendrycks and Dietterich, 2019), in the order
 # of ``virb.data.datasets.imagenet.CORRUPTIONS``.
 ALEXNET = np.array(
@@ -34,22 +35,28 @@ def _share(sums: np.ndarray) -> np.ndarray:
 
 
 def _errors(scores: Any, corrupted: Any) -> Statistics:
-    """(error, 1) per sample, grouped by corruption; targets are (class, corruption, severity)."""
+    """(error, 1) per sample, grouped by corruption and severity; targets are (class, corruption 0 to 14, severity 1 to 5)."""
     table = np.asarray(corrupted)
     if table.ndim != 2 or table.shape[1] != 3:
         raise ValueError(f"Expected argument `corrupted` to be N x 3 (class, corruption, severity), but got shape {table.shape}")
     wrong = rank_of_target(scores, table[:, 0]) > 0
-    return Statistics(np.stack([wrong, np.ones(len(wrong))], axis=1), table[:, 1].astype(np.int64), len(ALEXNET))
+    corruption, severity = table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)
+    if len(table) and (corruption.min() < 0 or corruption.max() >= len(ALEXNET) or severity.min() < 1 or severity.max() > SEVERITIES):
+        raise ValueError(f"Expected corruptions 0 to {len(ALEXNET) - 1} and severities 1 to {SEVERITIES}, but got others")
+    errors = np.stack([wrong, np.ones(len(wrong))], axis=1)
+    return Statistics(errors, corruption * SEVERITIES + severity - 1, len(ALEXNET) * SEVERITIES)
 
 
 def _per_corruption(sums: np.ndarray) -> np.ndarray:
-    wrong, samples = sums[..., 0], sums[..., 1]
+    """Errors (..., 15) over all severities together."""
+    wrong, samples = (sums[..., i].reshape(*sums.shape[:-2], len(ALEXNET), SEVERITIES).sum(axis=-1) for i in (0, 1))
     return np.divide(wrong, samples, out=np.full(wrong.shape, np.nan), where=samples > 0)
 
 
 def _mce(sums: np.ndarray) -> np.ndarray:
-    """Of all 15 corruptions; NaN when one is absent, for the number would not compare with anybody's."""
-    return (_per_corruption(sums) / ALEXNET).mean(axis=-1)
+    """Of all 15 corruptions at all 5 severities; NaN when one is absent, for the number would not compare with anybody's."""
+    complete = (sums[..., 1] > 0).all(axis=-1)
+    return np.where(complete, (_per_corruption(sums) / ALEXNET).mean(axis=-1), np.nan)
 
 
 def _mean_error(sums: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from virb.features.cache import FeatureCache
+from virb.features.cache import SLICE_ROWS, FeatureCache
 from virb.plan.describe import many, size_text
 from virb.plan.graph import Unit
 from virb.plan.jobs import Entry, Job
@@ -34,14 +34,32 @@ def slices_bytes(entry: Entry, slices: Sequence[tuple[int, int]]) -> int:
     return 2 * math.prod(entry.row_shape or (0,)) * sum(stop - start for start, stop in slices)
 
 
-def allot(entries: dict[str, Entry], missing: Missing, jobs: Sequence[Job], budget: int, cache: FeatureCache, text: str) -> Allotment:
-    """``budget``: bytes; ``text``: as the user wrote it. What was there before the run stays, and an amount (not a share) counts it."""
+def slice_memory(entry: Entry) -> float:
+    """Bytes that a worker holds of an entry until its slice is written, in float32."""
+    return 4.0 * math.prod(entry.row_shape or (0,)) * min(SLICE_ROWS, entry.n_rows)
+
+
+def allot(
+    entries: dict[str, Entry], missing: Missing, jobs: Sequence[Job], budget: int, cache: FeatureCache, text: str, most_held: float
+) -> Allotment:
+    """``budget``: bytes; ``text``: as the user wrote it. What was there before the run stays, and an amount (not a share) counts it.
+    ``most_held``: bytes of memory that a slice may take; entries with larger ones are streamed whatever the budget."""
     there = cache.size() if not text.strip().endswith("%") and cache.folder.is_dir() else 0
     budget -= there
     sizes = {key: slices_bytes(entries[key], slices) for key, slices in missing.items() if slices}
-    if budget > 0 and sum(sizes.values()) <= budget:
-        return Allotment(entries, (Round(tuple(sizes), ()),), left=budget - sum(sizes.values()))
     kept: dict[str, Entry] = dict(entries)
+    notes: list[str] = []
+    large = [key for key in sizes if slice_memory(entries[key]) > most_held]
+    for key in large:
+        kept[key] = replace(entries[key], streamed=True)
+        del sizes[key]
+    if large:
+        notes.append(
+            f"{len(large)} of {len(entries)} feature sets are too large to keep (memory could not hold {SLICE_ROWS} images of them): "
+            "they are encoded while heads train"
+        )
+    if budget > 0 and sum(sizes.values()) <= budget:
+        return Allotment(kept, (Round(tuple(sizes), ()),), tuple(notes), budget - sum(sizes.values()))
     packed: list[tuple[list[str], list[str], int]] = []  # keys, jobs, bytes
     for keys, members in _bundles(sizes, entries, jobs):
         fitting, size = _smallest(keys, sizes, budget)
@@ -54,8 +72,7 @@ def allot(entries: dict[str, Entry], missing: Missing, jobs: Sequence[Job], budg
         before = packed[-1]
         packed[-1] = ([*before[0], *(key for key in sizes if key in fitting)], [*before[1], *members], before[2] + size)
     rounds = tuple(Round(tuple(keys), tuple(members)) for keys, members, _ in packed)
-    notes = []
-    if streamed := sum(entry.streamed and not entries[key].streamed for key, entry in kept.items()):
+    if streamed := sum(kept[key].streamed for key in sizes):
         notes.append(f"{streamed} of {len(entries)} feature sets do not fit the cache budget ({text}): they are encoded while heads train")
     if len(rounds) > 1:
         total = sum(size for _, _, size in packed)
@@ -63,7 +80,7 @@ def allot(entries: dict[str, Entry], missing: Missing, jobs: Sequence[Job], budg
             f"{size_text(total)} of features do not fit the cache budget ({text}) at once: they are made in {many(len(rounds), 'round')}, "
             "and those of a round are removed when its last job is done"
         )
-    if notes and there:
+    if there and (streamed or len(rounds) > 1):
         # Nothing that was there before leaves the cache by itself: another run may want it.
         notes.append(
             f"{size_text(there)} of the budget are taken by what {cache.folder} holds already: virb cache prune makes room, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,28 +14,33 @@ from virb.config.names import UniqueNames, check_encoder_name
 from virb.config.tree import Report
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
-from virb.encoders.base import Encoder
-from virb.encoders.download import NotDownloaded, Progress
+from virb.data.windows import WindowedImages
+from virb.encoders.base import Encoder, EncoderSpec
+from virb.encoders.download import NotDownloaded
 from virb.encoders.load import load_encoder
+from virb.encoders.requests import Request
 from virb.encoders.verify import Failed, Verified, verify_encoder
 from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
 from virb.features.passes import Wanted
 from virb.io import can_write, existing_parent, hash_record
-from virb.plan.geometry import choose_geometry, own_geometry, seen_as, with_geometry
-from virb.plan.heads import HeadSource, class_columns, head_sources
+from virb.plan.geometry import check_dense, choose_geometry, geometry_of_score, own_geometry, seen_as, with_geometry
+from virb.plan.heads import HeadSource, NoHead, class_columns, head_sources
 from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
 from virb.plan.measure import Meter
 from virb.plan.samples import Datasets, TaskData
 from virb.plan.units import assemble
+from virb.probes.base import FIT
 from virb.probes.split import sample_width
 from virb.results.store import conflicts, finished
 from virb.sources import source_hash
 from virb.tasks.protocols import PROTOCOLS, no_protocol
 from virb.tasks.resolve import ResolvedTask, canonical, get_probe, resolve_task
+from virb.transfer import Progress
 
 RESULT_FORMAT = 1  # raised when code changes what a probe or metric computes
 Config = EncoderConfig | InMemory
+_SPLITS = ("train", "val", "test")  # a file's defaults may limit these whatever its tasks have
 
 
 def build_plan(
@@ -79,7 +84,7 @@ def draft_plan(
     if builder.problems:
         raise ConfigError(builder.problems)
     parts = {task.label: _own_part((texts or {}).get(task.where.file, ""), task.where) for task, _ in resolved if task.where}
-    return Draft(settings, builder.planned, builder.jobs, builder.entries, builder.lists, parts)
+    return Draft(settings, builder.planned, builder.jobs, builder.entries, builder.lists, parts, tuple(builder.notes))
 
 
 @dataclass
@@ -94,6 +99,9 @@ class _Builder:
     jobs: dict[str, Job] = field(default_factory=dict)
     lists: dict[str, ImageList] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)  # of the files, in lower case
+    added: dict[str, tuple[ResolvedTask, TaskData]] = field(default_factory=dict)  # tasks whose heads others score
 
     def add_problem(self, where: Where, error: ViRBError | str, key: str = "") -> None:
         if isinstance(error, ConfigError):
@@ -119,9 +127,10 @@ class _Builder:
             try:
                 tasks = resolve_task(config, protocol, self.settings.seed)
                 where = tasks[0].place("data")
-                resolved += [(task, self.datasets.task_data(task)) for task in tasks]
+                resolved += [(with_limit(task, data.limit), data) for task in tasks for data in [self.datasets.task_data(task)]]
             except ViRBError as error:
                 self.add_problem(where, error)
+        self.problems += idle_limits(configs, resolved)
         labels, report = UniqueNames(), Report()
         first: dict[str, ResolvedTask] = {}
         for task, _ in resolved:
@@ -129,6 +138,7 @@ class _Builder:
             first.setdefault(task.label.casefold(), task)
         collisions = path_collisions((task.label, list(task.configs), task.place("task")) for task in first.values())
         self.problems += [*report, *collisions]
+        self.labels = {*first, *(config.label.casefold() for config in configs)}
         return resolved
 
     def usable(self, configs: Sequence[Config]) -> list[Config]:
@@ -165,6 +175,8 @@ class _Builder:
         for task, data in sorted(tasks, key=lambda pair: pair[0].scores_heads):
             try:
                 job = self._score_job(config, encoder, task, data) if task.scores_heads else self._job(config, encoder, task, data)
+            except ConfigError as error:
+                self.problems += error.problems
             except ViRBError as error:
                 name = f'encoder "{config.name}"'
                 key = "task_head_weights_path" if task.heads_path else "heads_from" if task.heads_from else "features"
@@ -176,15 +188,31 @@ class _Builder:
     def _job(self, config: Config, encoder: Encoder, task: ResolvedTask, data: TaskData) -> Job:
         geometry, source = choose_geometry(self.settings, config, encoder.spec, task)
         task = with_geometry(task, geometry, source)
+        task = with_features(task, encoder.spec)
         encoder.spec.check(task.features)
         roles = dict(data.roles)
         probe = get_probe(task.probe)
         if probe.shape == "features":
+            maps = [str(one) for one in encoder.spec.expand(task.features)] if getattr(probe, "reads_maps", False) else [task.features]
+            if task.task.dense is not None:
+                _check_kinds(maps)
             for role, plan in data.roles.items():
+                # what is windowed was checked to have one image per sample; its rows are windows
+                n_images = 1 if isinstance(data.images[plan.list_id], WindowedImages) else _images_per_sample(plan)
+                if task.task.dense is not None:
+                    check_dense(geometry, task, n_images)
                 seen = seen_as(task, role, geometry, self.settings)
-                roles[role] = replace(plan, entries=tuple(self._entry(encoder, g, task, plan, data) for g in seen))
+                entries = tuple(self._entry(encoder, g, task, plan, data, one) for g in seen for one in maps)
+                roles[role] = replace(plan, entries=entries, n_maps=len(maps))
                 if hasattr(probe, "check_features"):
-                    probe.check_features(role, _sample_shape(plan, self.entries[roles[role].entries[0]].row_shape))
+                    probe.check_features(role, _sample_shape(plan, self.entries[entries[0]].row_shape))
+                if hasattr(probe, "check_maps"):
+                    shapes = [self.entries[key].row_shape for key in entries[: len(maps)]]
+                    probe.check_maps(task.task.dense, shapes, n_images)
+                    if hasattr(probe, "check_encoder"):
+                        probe.check_encoder(encoder, shapes)
+            if FIT in roles and hasattr(probe, "check_configs"):
+                self._check_configs(config, task, probe, roles[FIT])
         self.lists.update(data.images)
         return Job(
             encoder=config.name,
@@ -197,29 +225,35 @@ class _Builder:
             classes=data.classes,
             nbytes=sum(self.entries[key].nbytes for plan in roles.values() for key in plan.entries),
             n_samples={role: len(plan.samples.ids) for role, plan in roles.items()},
+            listed=data.listed,
+            data_note=data.note,
         )
+
+    def _check_configs(self, config: Config, task: ResolvedTask, probe: Any, fit: RolePlan) -> None:
+        try:
+            probe.check_configs(task.configs, _sample_shape(fit, self.entries[fit.entries[0]].row_shape))
+        except UserError as error:
+            where = task.place("training_configs" if "training_configs" in task.places else "grid")
+            text = f'encoder "{config.name}": {error}'
+            raise ConfigError([Problem(where.file, where.line, where.key or task.label, text)]) from None
 
     def _score_job(self, config: Config, encoder: Encoder, task: ResolvedTask, data: TaskData) -> Job:
         """Features are made as the heads know them: request and geometry are those of their training."""
+        if task.task.dense is not None:
+            raise UserError(f"heads of pixelwise tasks cannot be scored on another task yet; train {task.task.id} itself")
         if self.settings.keep_heads == "none":
             raise UserError("--keep_heads none leaves no head to score")
-        trained = [job for job in self.jobs.values() if job.encoder == config.name and not job.heads]
-        sources = head_sources(task, config.name, encoder.spec.encoder_id, trained, self.settings.out)
+        sources = self._sources(config, encoder, task)
         sources = [replace(source, columns=class_columns(task.task, data.classes, source, task.class_map)) for source in sources]
         first = sources[0]
         for source in sources[1:]:
             if (source.request, source.geometry) != (first.request, first.geometry):
                 raise UserError(f"the heads of {first} and {source} were trained on different features; score them in tasks of their own")
         task = _as_trained(task, first)
-        if first.geometry is None:
-            geometry, origin = choose_geometry(self.settings, config, encoder.spec, task)
-        elif self.settings.input_size:
-            geometry, origin = choose_geometry(self.settings, config, encoder.spec, replace(task, geometry=first.geometry))
-        else:
-            geometry, origin = replace(first.geometry, view=None), f"heads of {first}"
+        geometry, origin = geometry_of_score(self.settings, config, encoder.spec, task, first.geometry, str(first))
         encoder.spec.check(task.features)
         (role, plan), *_ = data.roles.items()
-        roles = {role: replace(plan, entries=(self._entry(encoder, geometry, task, plan, data),))}
+        roles = {role: replace(plan, entries=(self._entry(encoder, geometry, task, plan, data, task.features),))}
         sample_width(role, _sample_shape(plan, self.entries[roles[role].entries[0]].row_shape))
         self.lists.update(data.images)
         return Job(
@@ -234,9 +268,48 @@ class _Builder:
             nbytes=self.entries[roles[role].entries[0]].nbytes,
             n_samples={role: len(plan.samples.ids)},
             heads=tuple(sources),
+            data_note=data.note,
         )
 
-    def _entry(self, encoder: Encoder, geometry: Geometry, task: ResolvedTask, plan: RolePlan, data: TaskData) -> str:
+    def _sources(self, config: Config, encoder: Encoder, task: ResolvedTask) -> list[HeadSource]:
+        """The heads of an eval-only task. Where there are none, the task that trains them is added to the plan."""
+
+        def found() -> list[HeadSource]:
+            trained = [job for job in self.jobs.values() if job.encoder == config.name and not job.heads]
+            return head_sources(task, config.name, encoder.spec.encoder_id, trained, self.settings.out)
+
+        try:
+            return found()
+        except NoHead as error:
+            if error.task_id is None:
+                raise
+            if error.task_id.casefold() in self.labels:
+                without = self.jobs.get(f"{config.name}/{error.task_id}")
+                taken = f" (the label {error.task_id} is taken by a task that trains none)" if without is not None else ""
+                raise UserError(f"{error}{taken}") from None
+            trainer, data = self._added(error.task_id, task)
+            job = self._job(config, encoder, trainer, data)
+            self.jobs[job.id] = job
+        return found()
+
+    def _added(self, task_id: str, asked_by: ResolvedTask) -> tuple[ResolvedTask, TaskData]:
+        """A task of the catalogue as it is by default, under its id. UserError where its data are not there."""
+        if task_id not in self.added:
+            config = TaskConfig(task=task_id, label=task_id, explicit={}, where=asked_by.place("task"))
+            try:
+                (task,) = resolve_task(config, self.settings.protocol, self.settings.seed)
+                data = self.datasets.task_data(task)
+            except ViRBError as error:
+                text = f"{asked_by.label} scores heads of {task_id}, which neither these files train nor {self.settings.out} has"
+                raise UserError(f"{text}; {task_id} cannot be trained first: {error}") from None
+            self.added[task_id] = task, data
+            self.notes.append(
+                f"{task_id} is trained first, with its defaults: {asked_by.label} scores its heads, and neither these files nor "
+                f"{self.settings.out} have them"
+            )
+        return self.added[task_id]
+
+    def _entry(self, encoder: Encoder, geometry: Geometry, task: ResolvedTask, plan: RolePlan, data: TaskData, request: str) -> str:
         """The key of the entry, which may be another task's or another encoder's of the same signature already."""
         spec, images = encoder.spec, data.images[plan.list_id]
         record = EntryRecord(
@@ -244,7 +317,7 @@ class _Builder:
             image_list_id=plan.list_id,
             geometry=geometry.record(),
             normalisation=_normalisation(encoder),
-            output=task.features,
+            output=request,
             numerics=self.settings.numerics.record(),
             format={"family": spec.family, "version": spec.format},
         )
@@ -252,10 +325,10 @@ class _Builder:
         if known is not None:  # one task streams by wish, another keeps: keep
             self.entries[record.key] = replace(known, streamed=known.streamed and task.stream)
             return record.key
-        shape, seconds = self.meter.output(encoder, geometry, task.features)
+        shape, seconds = self.meter.output(encoder, geometry, request)
         self.entries[record.key] = Entry(
             record=record,
-            wanted=Wanted(spec.name, geometry, task.features, record.key),
+            wanted=Wanted(spec.name, geometry, request, record.key),
             list_id=plan.list_id,
             n_rows=len(images),
             row_shape=shape,
@@ -278,6 +351,50 @@ class _Builder:
     def _all_done(self) -> bool:
         jobs, out = self.jobs.values(), self.settings.out
         return bool(jobs) and not self.settings.force and all(finished(out, job.encoder, job.label, job.key) for job in jobs)
+
+
+def _check_kinds(maps: Sequence[str]) -> None:
+    """UserError for outputs that have three axes and are no maps."""
+    for request in maps:
+        if Request.parse(request).kind == "other":
+            raise UserError(f"{request} is no map; a dense probe needs maps: features: tokens[-1], or pyramid")
+
+
+def _images_per_sample(plan: RolePlan) -> int | None:
+    """None when samples differ."""
+    rows = plan.samples.fixed_rows()
+    return None if rows is None else rows.shape[1]
+
+
+def with_limit(task: ResolvedTask, limit: Mapping[str, int]) -> ResolvedTask:
+    """The task without the limits of splits that its dataset lacks (a file's defaults may name some)."""
+    if limit == task.limit:
+        return task
+    changed = {key: value for key, value in task.changed.items() if key != "limit"} | ({"limit": dict(limit)} if limit else {})
+    return replace(task, limit=limit, changed=changed)
+
+
+def idle_limits(configs: Sequence[TaskConfig], resolved: Sequence[tuple[ResolvedTask, TaskData]]) -> list[Problem]:
+    """Splits that a file's defaults limit and none of its tasks has, unless they have a usual name: such as ``trian``."""
+    used = {(task.place("limit"), split) for task, _ in resolved for split in task.limit}
+    wheres = {config.explicit["limit"]: config.limit or {} for config in configs if "limit" in config.by_defaults}
+    idle = [(where, split) for where, limit in wheres.items() for split in limit if split not in _SPLITS and (where, split) not in used]
+    return [Problem(where.file, where.line, where.key, f"no task of this file has a split {split!r}") for where, split in idle]
+
+
+def with_features(task: ResolvedTask, spec: EncoderSpec) -> ResolvedTask:
+    """Where the protocol names several features and nobody chose one of them: the first that this encoder has."""
+    source = f"protocol {task.protocol}"
+    if task.origins.get("features") != source:
+        return task
+    for number, request in enumerate(PROTOCOLS[task.protocol].options.get("features", ())):
+        try:
+            spec.check(request)
+        except ViRBError:
+            continue
+        origin = source if not number else f"{source}, the first of its features that {spec.name} has"
+        return replace(task, features=request, origins={**task.origins, "features": origin})
+    return task
 
 
 def _sample_shape(plan: RolePlan, row_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -306,6 +423,7 @@ def job_key(
             },
             "n_classes": len(data.classes) if data.classes else None,
             "task": {"id": task.task.id, "target": task.task.target, "loss": task.task.loss, "metrics": task.task.metrics},
+            **({} if task.task.dense is None else {"dense": _dense_record(task)}),
             "probe": task.probe,
             "sources": source_hash(task.modules),
             "protocol": task.protocol,
@@ -319,8 +437,14 @@ def job_key(
             "views": task.views,
             "augment": task.augment,
             "on_bad_image": task.on_bad_image,
+            **({"listed": data.listed.positions} if data.listed else {}),
         }
     )
+
+
+def _dense_record(task: ResolvedTask) -> dict[str, Any]:
+    windows = canonical(task.windows) if task.windows else None
+    return {"target": asdict(task.task.dense), "windows": windows, "score_size": task.score_size}  # type: ignore[arg-type]
 
 
 def _as_trained(task: ResolvedTask, source: HeadSource) -> ResolvedTask:
@@ -363,7 +487,9 @@ def score_key(
             "numerics": settings.numerics.record(),
             "roles": {role: {"entries": plan.entries, "list": plan.list_id, "samples": data.ids[role]} for role, plan in roles.items()},
             "task": {"id": task.task.id, "target": task.task.target, "metrics": task.task.metrics},
-            "heads": [{"key": source.key, "columns": source.columns} for source in sources],
+            "heads": [
+                {"key": source.key, "columns": source.columns, **({"layout": source.layout} if source.layout else {})} for source in sources
+            ],
             "on_bad_image": task.on_bad_image,
         }
     )

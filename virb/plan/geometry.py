@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from virb.config import EncoderConfig
 from virb.data.transforms import Geometry, View
 from virb.encoders.base import EncoderSpec
+from virb.errors import UserError
 from virb.plan.jobs import InMemory, RunSettings
 from virb.probes.base import FIT
 from virb.tasks.protocols import PROTOCOLS
@@ -23,7 +26,10 @@ def choose_geometry(settings: RunSettings, config: EncoderConfig | InMemory, spe
     """First of: --input_size, the experiment list's input:, what the protocol or task fixes, the encoder's own default."""
     geometry, source = own_geometry(spec), "the encoder's default"
     asked = config.input.model_dump(exclude_none=True) if config.input else {}
-    if set(asked) - {"mean", "std"}:
+    asked = {key: value for key, value in asked.items() if key not in ("mean", "std", "channels")}
+    if task.task.dense is not None and task.geometry is not None:
+        return _dense_geometry(settings, asked, task, task.geometry)
+    if asked:
         source = "the experiment list's input:"
     elif task.geometry is not None:
         geometry, source = task.geometry, _fixed_by(task)
@@ -35,10 +41,66 @@ def choose_geometry(settings: RunSettings, config: EncoderConfig | InMemory, spe
     return geometry, source
 
 
+def _dense_geometry(settings: RunSettings, asked: Mapping[str, Any], task: ResolvedTask, geometry: Geometry) -> tuple[Geometry, str]:
+    """A pixelwise task's own geometry, in which an encoder's ``input:`` changes what it names and nothing else: images that are scored
+    pixel by pixel are seen whole, whatever an encoder's crop is elsewhere. --input_size is the shorter side, the aspect stays."""
+    source = _fixed_by(task)
+    if asked:
+        geometry, source = replace(geometry, **asked), f"{source}, with the experiment list's input:"
+    if settings.input_size and geometry.size is not None:
+        shorter = settings.input_size / min(geometry.size)
+        height, width = (round(side * shorter) for side in geometry.size)
+        geometry, source = replace(geometry, size=(height, width)), "--input_size"
+    return geometry, source
+
+
+def check_dense(geometry: Geometry, task: ResolvedTask, samples: int | None) -> None:
+    """UserError where predictions could not be brought back to the pixels of the target. ``samples``: images of each, None where they
+    differ in it; an image that is seen through windows is one."""
+    if geometry.size is None:
+        raise UserError(f"{task.task.id} needs images of one size; give input: {{size: ...}}")
+    if geometry.resize != "squash":
+        how = "cut from their centre" if geometry.crop == "center" else "not resized"
+        what = "whole images" if task.windows is None else "whole windows"
+        raise UserError(f"{task.task.id} is scored on {what}, but they are {how} (input:); write resize: squash")
+    if samples != 1 and task.augment != "none":
+        raise UserError(
+            f"{task.task.id}: samples of several images cannot be augmented, each image would be cut differently; augment: none"
+        )
+    if task.windows is not None and (samples != 1 or task.task.dense is None or task.task.dense.kind == "flow"):
+        raise UserError(f"{task.task.id}: windows are for samples of one image")
+    if task.windows is not None and task.score_size is not None:
+        raise UserError(
+            f"{task.task.id}: windows are scored at the target's native size, so score_size says nothing; leave one of them out"
+        )
+    if task.task.dense is not None and task.task.dense.at == "view":
+        if task.windows is not None:
+            raise UserError(f"{task.task.id} is scored at the size of its input, as published; leave out windows")
+        if task.augment != "none":
+            raise UserError(f"{task.task.id} has targets that are resized with whole images, as published; write augment: none")
+
+
+def geometry_of_score(
+    settings: RunSettings, config: EncoderConfig | InMemory, spec: EncoderSpec, task: ResolvedTask, known: Geometry | None, heads: str
+) -> tuple[Geometry, str]:
+    """Of an eval-only job: as its heads ``known`` their features. Where such a task fixes the geometry, its images were published cut to
+    that size, and stay whole: for heads of another size they are resized, not cut again."""
+    fixed = task.task.geometry if task.task.heads_from else None
+    asked = replace(task, geometry=known or (PROTOCOLS[task.protocol].geometry if fixed else task.geometry))
+    if known is None or settings.input_size:
+        geometry, origin = choose_geometry(settings, config, spec, asked)
+    else:
+        geometry, origin = replace(known, view=None), f"heads of {heads}"
+    if fixed is None:
+        return geometry, origin
+    if geometry.size not in (None, fixed.size):
+        fixed = Geometry(geometry.size, "squash", "none", 1.0, geometry.interpolation, None)
+    return fixed, f"task {task.task.id}"
+
+
 def with_geometry(task: ResolvedTask, geometry: Geometry, source: str) -> ResolvedTask:
     """The task, with the geometry among its changes where its protocol fixes another one."""
-    fixed = PROTOCOLS[task.protocol].geometry
-    if fixed is None or geometry == fixed:
+    if PROTOCOLS[task.protocol].geometry is None or geometry == task.geometry:
         return task
     return replace(task, changed={**task.changed, "geometry": f"{geometry_text(geometry)} ({source})"})
 
@@ -55,7 +117,7 @@ def views(task: ResolvedTask, role: str, settings: RunSettings) -> list[View | N
     if role != FIT or task.augment == "none":
         return [None]
     count = task.num_epochs if task.views == "fresh" else int(task.views)
-    return [View(number, "crop-flip", settings.seed) for number in range(count)]
+    return [View(number, task.augment, settings.seed) for number in range(count)]  # type: ignore[arg-type]  # checked by the schema
 
 
 def geometry_text(geometry: Geometry) -> str:
@@ -71,5 +133,5 @@ def size_in_pixels(size: tuple[int, int] | None) -> str:
 
 
 def _fixed_by(task: ResolvedTask) -> str:
-    fixed_by_protocol = PROTOCOLS[task.protocol].geometry is not None
+    fixed_by_protocol = task.geometry is not None and task.geometry == PROTOCOLS[task.protocol].geometry
     return f"protocol {task.protocol}" if fixed_by_protocol else f"task {task.task.id}"

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
 from virb.data.transforms import Geometry, View
 from virb.errors import UserError, ViRBError
 from virb.io import read_json
-from virb.probes.head_files import file_hash, read_head
+from virb.probes.base import has_heads
+from virb.probes.head_files import Layout, file_hash, layout_of, read_head
 from virb.probes.heads import head_shape
 from virb.results.schema import Job as JobRecord
-from virb.results.store import HEAD, RESULTS, config_folder, job_folder, read_job
+from virb.results.store import HEAD, JOB, RESULTS, config_folder, job_files, job_folder, read_job
 from virb.tasks.base import Task, import_attribute
-from virb.tasks.resolve import ResolvedTask
+from virb.tasks.resolve import ResolvedTask, get_probe
 
 _FIRST = 3  # names that a message gives before "and n more"
+
+
+class NoHead(UserError):
+    """Neither this run nor the store has a head; ``task_id``: the task of the catalogue that would train it, where one is known."""
+
+    def __init__(self, message: str, task_id: str | None) -> None:
+        self.task_id = task_id
+        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class HeadSource:
     geometry: Geometry | None = None
     classes: tuple[str, ...] | None = None
     columns: tuple[int, ...] | None = None
+    layout: Layout | None = None  # of a file
 
     @property
     def job_id(self) -> str | None:
@@ -101,7 +112,7 @@ def matching(pattern: str) -> list[Path]:
 
 def head_sources(task: ResolvedTask, encoder: str, encoder_id: str, trained: Sequence[Any], out: Path) -> list[HeadSource]:
     """The sources of one encoder's score job. ``trained`` are the jobs (``virb.plan.jobs.Job``) of this run that train heads for this
-    encoder: what they will write comes before what an earlier run left in its place. UserError when there is no head."""
+    encoder: what they will write comes before what an earlier run left in its place. NoHead when there is none."""
     if task.heads_path is not None:
         found = _by_pattern(task, pattern_of(task, encoder, out), encoder_id, trained, out)
     else:
@@ -112,23 +123,64 @@ def head_sources(task: ResolvedTask, encoder: str, encoder_id: str, trained: Seq
 def _by_label(task: ResolvedTask, encoder: str, encoder_id: str, trained: Sequence[Any], out: Path) -> HeadSource:
     wanted = str(task.heads_from)
     by_default = "heads_from" not in task.places
-    jobs = [job for job in trained if (_base(job.task.task.id) if by_default else job.label) == wanted]
+    asked = [job for job in trained if (_base(job.task.task.id) if by_default else job.label) == wanted]
+    jobs = [job for job in asked if _has_heads(job.task.probe)]
+    if asked and not jobs and not by_default:
+        raise UserError(f"the probe {asked[0].task.probe} of {wanted} trains no head that could be scored")
     if len(jobs) > 1:
         labels = ", ".join(job.label for job in jobs)
         raise UserError(f"several tasks of this run train heads on {wanted} ({labels}); say whose are scored: heads_from: {jobs[0].label}")
     if jobs:
         return _of_job(jobs[0], out)
-    record = _record(out, encoder, wanted)
+    record = _stored(out, encoder, encoder_id, wanted, {job.label for job in trained}) if by_default else _record(out, encoder, wanted)
     if record is None:
-        raise UserError(
+        known = wanted if wanted == task.task.heads_from else None
+        message = (
             f"there is no head of {wanted} for the encoder {encoder} in {out}: run the task {wanted} first, or put it in the same files"
         )
+        raise NoHead(message, known)
     return _of_record(record, out, encoder_id)
+
+
+def _stored(out: Path, encoder: str, encoder_id: str, wanted: str, taken: Collection[str]) -> JobRecord | None:
+    """The job of an earlier run that trained heads on the task ``wanted``, whatever its label; none of those that this run writes anew.
+    One of this very encoder comes before one of other weights, and the label that is the task's id before others."""
+    found = [
+        record
+        for record in (_record(out, encoder, path.parent.name) for path in job_files(out) if path.parent.parent.name == encoder)
+        if record is not None and _base(record.task.id) == wanted and record.task.label not in taken and _may_have_heads(record)
+    ]
+    found = [record for record in found if record.encoder.id == encoder_id] or found
+    found = [record for record in found if _has_its_head(out, record)] or found
+    found = [record for record in found if record.task.label == wanted] or found
+    if len(found) > 1:
+        labels = [record.task.label for record in found]
+        message = f"several tasks in {out / encoder} have heads of {wanted} ({', '.join(labels)})"
+        raise UserError(f"{message}; say whose are scored: heads_from: {labels[0]}")
+    return found[0] if found else None
+
+
+def _may_have_heads(record: JobRecord) -> bool:
+    """Not an eval-only job, nor one of a probe that has no heads."""
+    return "heads" not in record.protocol.values and _has_heads(record.task.probe)
+
+
+def _has_its_head(out: Path, record: JobRecord) -> bool:
+    """Whether the chosen head was kept and is still there."""
+    return record.chosen is not None and (config_folder(out, record.encoder.name, record.task.label, record.chosen) / HEAD).exists()
+
+
+def _has_heads(probe: str) -> bool:
+    try:
+        return has_heads(get_probe(probe))
+    except ViRBError:  # of an earlier run: the user's own code is no longer there
+        return True
 
 
 def _by_pattern(task: ResolvedTask, pattern: str, encoder_id: str, trained: Sequence[Any], out: Path) -> list[HeadSource]:
     found: dict[str, HeadSource] = {}
     kept_out: list[str] = []
+    trained = [job for job in trained if _has_heads(job.task.probe)]
     for job in trained:
         places = (config_folder(out, job.encoder, job.label, config).absolute() / HEAD for config in job.task.configs)
         if any(PurePath(place).match(pattern) for place in places):
@@ -155,7 +207,7 @@ def _by_pattern(task: ResolvedTask, pattern: str, encoder_id: str, trained: Sequ
     if not found:
         others = f" (those of {', '.join(kept_out)} are of other tasks)" if kept_out else ""
         what = wanted or "the task that trains them"
-        raise UserError(f"no head matches {pattern}{others}: run {what} first, or put it in the same files")
+        raise NoHead(f"no head matches {pattern}{others}: run {what} first, or put it in the same files", wanted)
     return list(found.values())
 
 
@@ -164,6 +216,16 @@ def _base(task_id: str) -> str:
 
 
 def _record(out: Path, encoder: str, label: str) -> JobRecord | None:
+    """The record of a finished job, read once as long as it stays the same."""
+    try:
+        now = (job_folder(out, encoder, label) / JOB).stat()
+    except OSError:
+        return None
+    return _read(out, encoder, label, (now.st_mtime_ns, now.st_size, now.st_ino))
+
+
+@lru_cache(maxsize=1024)
+def _read(out: Path, encoder: str, label: str, stamp: tuple[int, ...]) -> JobRecord | None:
     try:
         record = read_job(out, encoder, label)
     except ViRBError:
@@ -193,7 +255,7 @@ def _of_record(record: JobRecord, out: Path, encoder_id: str, pattern: str | Non
     name, label = record.encoder.name, record.task.label
     if record.encoder.id != encoder_id:
         raise UserError(f"the heads of {label} in {out / name} were trained on other weights than this encoder has; run {label} again")
-    if not pattern and (record.chosen is None or not (config_folder(out, name, label, record.chosen) / HEAD).exists()):
+    if not pattern and not _has_its_head(out, record):
         raise UserError(
             f"{label} of {name} in {out} has no head: its probe trains none, or it ran with --keep_heads none (run it again with --force)"
         )
@@ -215,7 +277,8 @@ def _of_record(record: JobRecord, out: Path, encoder_id: str, pattern: str | Non
 
 
 def _of_file(path: Path, task: ResolvedTask) -> HeadSource:
-    head = read_head(path, task.features)
+    layout = layout_of(path, task.features, task.head_layout)  # type: ignore[arg-type]
+    head = read_head(path, task.features, layout)
     n_outputs = head_shape(head).n_outputs
     classes = None
     if task.task.head_classes is not None:
@@ -225,7 +288,7 @@ def _of_file(path: Path, task: ResolvedTask) -> HeadSource:
             raise UserError(f"the head {path} has {n_outputs} outputs, but {task.task.heads_from} has {len(classes)} classes")
     elif task.class_map:
         raise UserError(f"class_map: nothing says what the {n_outputs} outputs of {path} are called")
-    return HeadSource(key=file_hash(path), file=path, classes=classes)
+    return HeadSource(key=file_hash(path), file=path, classes=classes, layout=layout)
 
 
 def _geometry(record: Mapping[str, Any]) -> Geometry:

@@ -15,6 +15,7 @@ from virb.features.cache import EntryRecord
 from virb.features.passes import Numerics, Wanted
 from virb.plan.graph import Unit
 from virb.plan.heads import HeadSource
+from virb.probes.base import Listed
 from virb.tasks.resolve import ResolvedTask
 
 
@@ -100,14 +101,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class RolePlan:
-    """A role of a job: which samples of which image list, and the entries that hold their features, one per view."""
+    """A role of a job: which samples of which image list, and the entries that hold their features."""
 
     split: str
     samples: Samples
     list_id: str
-    entries: tuple[str, ...]  # empty for probes that run the encoder themselves
+    entries: tuple[str, ...]  # view by view, in each the tensors of the request; empty for probes that run the encoder themselves
     held_out: bool = False  # the selection samples are drawn from those of fit
     limited: tuple[int, ...] | None = None  # which of the split's samples these are, where ``limit`` leaves some out
+    n_maps: int = 1  # tensors of the request, each with an entry per view
+
+    def maps(self) -> list[tuple[str, ...]]:
+        """For each tensor of the request, its entries view by view."""
+        return [self.entries[place :: self.n_maps] for place in range(self.n_maps)]
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ class Job:
     nbytes: int  # of its features in storage precision
     n_samples: Mapping[str, int]
     heads: tuple[HeadSource, ...] = ()  # of an eval-only job: what it scores
+    listed: Listed | None = None  # fit samples that a file names
+    data_note: str = ""  # what the dataset's reader found on disk: the layout, the rule of the split
 
     @property
     def label(self) -> str:
@@ -145,6 +153,7 @@ class Draft:
     entries: Mapping[str, Entry]
     lists: Mapping[str, ImageList]
     texts: Mapping[str, str] = field(default_factory=dict)  # label -> its part of the file, as read
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

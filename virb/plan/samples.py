@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from virb.data.datasets import dataset_names, load_dataset, needs_root
 from virb.data.images import Dataset, ImageList, Samples
-from virb.errors import UserError, ViRBError
+from virb.data.windows import WindowedImages, windowed_samples
+from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.io import hash_record
 from virb.plan.jobs import RolePlan
 from virb.plan.limit import Limited, limit_split
-from virb.probes.base import FIT, REPORT_UNLABELLED, SELECT, is_labelled
+from virb.probes.base import FIT, REPORT_UNLABELLED, SELECT, Listed, class_targets_only, is_labelled, probe_names
 from virb.probes.selection import hold_out
-from virb.tasks.resolve import ResolvedTask
+from virb.tasks.resolve import ResolvedTask, canonical, get_probe
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class TaskData:
     images: Mapping[str, ImageList]  # by image list id
     ids: Mapping[str, str]
     classes: tuple[str, ...] | None
+    limit: Mapping[str, int] = field(default_factory=dict)  # the task's, as far as the dataset has the splits
+    note: str = ""  # the dataset's
+    listed: Listed | None = None  # fit samples that a file names
 
 
 @dataclass
@@ -38,21 +42,23 @@ class Datasets:
     data_root: Path
     tell: Callable[[str], None] = lambda text: None
     _known: dict[str, Dataset] = field(default_factory=dict)
+    _windows: dict[str, WindowedImages] = field(default_factory=dict)
     _held_out: set[tuple[int, str]] = field(default_factory=set)  # (samples, target), known to be possible; samples live as long as _known
 
     def task_data(self, task: ResolvedTask) -> TaskData:
         """UserError when the dataset, a split or a target is not there."""
         dataset = self._dataset(task)
         splits = {split for role, split in task.task.roles.items() if not (role == SELECT and task.selection != "val")}
-        unknown = sorted(set(task.limit) - set(dataset.samples))
+        limit = {split: count for split, count in task.limit.items() if split in dataset.samples or not task.limit_by_defaults}
+        unknown = sorted(set(limit) - set(dataset.samples))
         if unknown:
             raise UserError(f"limit: the dataset {dataset.name} has no split {unknown[0]!r} (it has: {', '.join(dataset.samples)})")
-        unused = sorted(set(task.limit) - splits)
+        unused = sorted(set(limit) - splits)
         if unused:
             raise UserError(f"limit: this task makes no use of the split {unused[0]!r}, only of {', '.join(sorted(splits))}")
         roles: dict[str, RolePlan] = {}
         images: dict[str, ImageList] = {}
-        limited = {split: limit_split(dataset, split, count, task.task.target) for split, count in task.limit.items()}
+        limited = {split: limit_split(dataset, split, count, task.task.target) for split, count in limit.items()}
         for role, split in task.task.roles.items():
             if role == SELECT and task.selection != "val":
                 continue  # this protocol chooses on the reported split
@@ -60,26 +66,63 @@ class Datasets:
             plan = _role(task, dataset, role, task.task.roles[FIT] if held_out else split, held_out, limited)
             roles[role] = plan
             part = limited.get(plan.split)
-            images[plan.list_id] = dataset.lists[plan.samples.images] if part is None else part.images
+            source = dataset.lists[plan.samples.images] if part is None else part.images
+            if task.windows is not None and role != FIT:
+                plan, source = self._windowed(task, plan, source)
+                roles[role] = plan
+            images[plan.list_id] = source
         target = task.task.target
+        probe = get_probe(task.probe)
+        _check_targets(task, probe, roles, dataset.classes.get(target))
+        listed = self._listed(task, probe, roles, images)
         if SELECT in roles and roles[SELECT].held_out:
-            self._check_hold_out(roles[SELECT].samples, target)
+            self._check_hold_out(roles[SELECT].samples, target, listed)
         return TaskData(
+            listed=listed,
             roles=roles,
             images=images,
             ids={role: samples_id(plan.samples, target if _has_target(role) else None) for role, plan in roles.items()},
             classes=dataset.classes.get(target),
+            limit=limit,
+            note=dataset.note,
         )
 
-    def _check_hold_out(self, samples: Samples, target: str) -> None:
+    def _windowed(self, task: ResolvedTask, plan: RolePlan, images: ImageList) -> tuple[RolePlan, ImageList]:
+        """The same samples, seen through sliding windows: their rows are those of a list of windows."""
+        keys = task.windows
+        if keys is None:
+            return plan, images
+        if (np.diff(plan.samples.row_offsets) != 1).any():
+            raise UserError(f"{task.task.id}: windows are for samples of one image")
+        name = hash_record({"list": images.identity(), "windows": canonical(keys)})
+        if name not in self._windows:
+            self.tell(f"placing windows over {len(images):,} images of {images.name}")
+            self._windows[name] = WindowedImages(images, keys.shorter, keys.size, keys.stride)
+        windows = self._windows[name]
+        return replace(plan, samples=windowed_samples(plan.samples, windows), list_id=windows.identity()), windows
+
+    def _check_hold_out(self, samples: Samples, target: str, listed: Listed | None) -> None:
         """What cannot be held out is known before anything runs. Once for all tasks on these samples: ImageNet's take seconds."""
-        if (id(samples), target) in self._held_out:
+        if listed is None and (id(samples), target) in self._held_out:
             return
         try:
-            hold_out(class_numbers(samples.targets[target]), samples.units, seed=0)
+            hold_out(class_numbers(samples.targets[target]), samples.units, seed=0, keep=listed.positions if listed else ())
         except ViRBError as error:
             raise UserError(str(error)) from None
-        self._held_out.add((id(samples), target))
+        if listed is None:
+            self._held_out.add((id(samples), target))
+
+    def _listed(self, task: ResolvedTask, probe: Any, roles: Mapping[str, RolePlan], images: Mapping[str, ImageList]) -> Listed | None:
+        """What the files say that training configs name, or that belong to the dataset. A limited split has none of the latter."""
+        if FIT not in roles or not hasattr(probe, "listed"):
+            return None
+        fit = roles[FIT]
+        root = getattr(images[fit.list_id], "root", None) if fit.limited is None else None
+        try:
+            folder = None if root is None else Path(root)
+            return probe.listed(task.configs, fit.samples.ids, task.task.dataset, folder, [self.data_root])
+        except UserError as error:
+            raise _problem(task, "training_configs" if "training_configs" in task.places else "grid", str(error)) from None
 
     def _dataset(self, task: ResolvedTask) -> Dataset:
         options = dict(task.data)
@@ -103,6 +146,30 @@ class Datasets:
         if found is None:
             raise UserError(f"root: there is neither {places[0]} (below --data_root) nor {places[1]}")
         return found
+
+
+def _check_targets(task: ResolvedTask, probe: Any, roles: Mapping[str, RolePlan], classes: tuple[str, ...] | None) -> None:
+    """A probe that answers with a class needs a class of every sample, one that answers pixel by pixel a target of every pixel."""
+    if task.task.dense is not None and FIT in roles:
+        if not getattr(probe, "reads_maps", False) and ":" not in task.probe:
+            dense = ", ".join(name for name in probe_names() if getattr(get_probe(name), "reads_maps", False))
+            message = f"the probe {task.probe} answers once per image, but {task.task.id} has a target for every pixel; there is {dense}"
+            raise _problem(task, "probe", message)
+        if hasattr(probe, "check_targets"):
+            try:
+                probe.check_targets(task.task.dense, len(classes) if classes else None, task.configs, task.task.loss)
+            except UserError as error:
+                raise _problem(task, "training_configs" if "training_configs" in task.places else "grid", str(error)) from None
+    if FIT not in roles or not class_targets_only(probe):
+        return
+    if class_numbers(roles[FIT].samples.targets[task.task.target]) is None:
+        message = f"the probe {task.probe} needs one class per sample, which {task.task.id} has not (its loss is {task.task.loss})"
+        raise _problem(task, "probe", f"{message}; take linear or mlp")
+
+
+def _problem(task: ResolvedTask, key: str, message: str) -> ConfigError:
+    where = task.place(key)
+    return ConfigError([Problem(where.file, where.line, where.key or task.label, message)])
 
 
 def _load(name: str, root: Path | None, options: Mapping[str, Any]) -> Dataset:

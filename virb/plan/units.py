@@ -14,9 +14,9 @@ from typing import Any
 
 from virb.errors import UserError
 from virb.features.cache import FeatureCache, slice_bounds
-from virb.features.limits import encoder_limit, weight_bytes
+from virb.features.limits import encoder_limit, slice_limit, weight_bytes
 from virb.io import existing_parent, hash_record
-from virb.plan.budget import Round, allot, release_unit, slices_bytes
+from virb.plan.budget import Round, allot, release_unit, slice_memory, slices_bytes
 from virb.plan.graph import Unit
 from virb.plan.jobs import Draft, Entry, Job, PassWork, Plan, PlannedEncoder, RunContext, RunSettings
 from virb.plan.stores import Stores, plan_stores
@@ -40,7 +40,8 @@ def assemble(draft: Draft) -> Plan:
     needed = {key for job in to_do for plan in job.roles.values() for key in plan.entries}
     entries = {key: entry for key, entry in draft.entries.items() if key in needed}
     missing = {key: _missing(cache, entry, settings) for key, entry in entries.items() if not entry.streamed}
-    allotment = allot(entries, missing, to_do, parse_budget(settings.cache_budget, folder), cache, settings.cache_budget)
+    budget, most_held = parse_budget(settings.cache_budget, folder), slice_limit(settings.devices)
+    allotment = allot(entries, missing, to_do, budget, cache, settings.cache_budget, most_held)
     entries = allotment.entries
     missing = {key: slices for key, slices in missing.items() if not entries[key].streamed}
     new = {key: slices_bytes(entries[key], slices) for key, slices in missing.items()}
@@ -61,7 +62,7 @@ def assemble(draft: Draft) -> Plan:
         bytes_new=sum(new.values()),
         bytes_cached=sum(entries[key].nbytes - size for key, size in new.items()),
         seconds=sum(unit.cost for unit in units) / n_devices + (_START_SECONDS if n_devices > 1 and units else 0.0),
-        notes=(*allotment.notes, *stores.notes),
+        notes=(*draft.notes, *allotment.notes, *stores.notes),
     )
 
 
@@ -158,18 +159,21 @@ def _pass_units(
 
 
 def _groups(wanted: Sequence[Entry], planned: Mapping[str, PlannedEncoder], settings: RunSettings) -> list[list[Entry]]:
-    limit = encoder_limit(settings.devices)
+    """What rides in one pass: as much as memory holds of weights, and of outputs until a slice is written."""
+    limit, most_outputs = encoder_limit(settings.devices), slice_limit(settings.devices)
     groups: list[list[Entry]] = []
     held: set[str] = set()
-    size = 0.0
+    size = outputs = 0.0
     for entry in sorted(wanted, key=lambda e: e.wanted.encoder):
         weight = weight_bytes(planned[entry.wanted.encoder].spec)
-        if not groups or (entry.wanted.encoder not in held and size + weight > limit):
+        full = (entry.wanted.encoder not in held and size + weight > limit) or outputs + slice_memory(entry) > most_outputs
+        if not groups or full:
             groups.append([])
-            held, size = set(), 0.0
+            held, size, outputs = set(), 0.0, 0.0
         if entry.wanted.encoder not in held:
             held.add(entry.wanted.encoder)
             size += weight
+        outputs += slice_memory(entry)
         groups[-1].append(entry)
     return groups
 

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from virb.data.placement import DenseTarget
+from virb.data.transforms import Geometry
+from virb.data.windows import WindowedImages
 from virb.errors import UserError
 from virb.metrics.base import Statistics
 from virb.sources import import_attribute
@@ -50,9 +53,38 @@ class Features(Protocol):
         """Rows of these samples (B, *shape), in compute dtype float32, on the job's device. Only when ``shape`` is not None."""
         ...
 
+    def gather_rows(self, samples: np.ndarray) -> torch.Tensor:
+        """All rows of these samples one after the other, (rows, *row shape) float32 on the job's device; samples may differ in their
+        number of rows, rows not in shape."""
+        ...
+
     def sample(self, index: int) -> list[torch.Tensor]:
         """All rows of one sample, each of its own shape: the way to read ragged features (a video's frames in order)."""
         ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How the network saw a role's images, for targets that have to follow them (masks, depth, flow)."""
+
+    views: tuple[Geometry, ...]  # epoch e shows view e modulo their number
+    canvas: tuple[int, int]  # height, width of what the network was given: the geometry's size, padded to a multiple of its patch
+    row_values: np.ndarray  # of the image list; those of sample i are row_values[row_offsets[i]:row_offsets[i + 1]]
+    row_offsets: np.ndarray
+    windows: WindowedImages | None = None  # rows are windows of larger images
+    image_size: Callable[[int], tuple[int, int]] | None = None  # height, width of the stored image of a row, where that is cheap to know
+
+    def rows(self, sample: int) -> np.ndarray:
+        return self.row_values[self.row_offsets[sample] : self.row_offsets[sample + 1]]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Samples that a file names, which decides what is learned from: they are never held out. ``missing`` names stand for no sample."""
+
+    file: str
+    positions: tuple[int, ...]  # ascending
+    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +95,9 @@ class RoleData:
     targets: Any | None  # array of N, or a sequence read item by item for targets that do not fit in one array
     sample_ids: np.ndarray
     units: np.ndarray
+    maps: tuple[Features, ...] = ()  # one per tensor of the request, for probes that read several; ``features`` is the first
+    seen: Seen | None = None  # for tasks whose targets follow the pixels
+    listed: Listed | None = None  # of fit
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -82,6 +117,10 @@ class Settings:
     loss: str
     metrics: tuple[str, ...]  # the first is primary
     n_classes: int | None
+    dense: DenseTarget | None = None  # what the targets of a pixelwise task are
+    score_size: int | None = (
+        None  # pixelwise: predictions meet targets in the frame of the input, at this longer side; None: at native size
+    )
 
 
 @dataclass(frozen=True)
@@ -92,6 +131,7 @@ class Context:
     scratch: Path | None = None  # exists; survives a crash; emptied when the job is done
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None
     scalars: Callable[[str, str, float, int], None] = lambda config, tag, value, step: None  # TensorBoard: config, tag, value, step
+    encoder: Callable[[], Any] | None = None  # loads the job's encoder on the device, for heads that start from a part of it
     cores: int = 1  # of the CPU that the probe may keep busy; numbers must be the same for any
 
 
@@ -140,9 +180,12 @@ class Outcome:
 
     runs: list[Run]
     chosen: str
-    index_lists: dict[str, list[int]] = field(default_factory=dict)  # hold-outs and draws (positions in ``fit``), stored with the result
+    index_lists: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # hold-outs and draws (positions in ``fit``); stored as those in the split
     selected_on: str = "val"  # "none": no config was preferred to another by any number
     notes: list[str] = field(default_factory=list)
+    pictures: dict[int, Any] = field(default_factory=dict)  # report sample -> the chosen config's prediction, for a few of them
     draws: bool = False  # runs are draws of the fit samples, not seeds of one training: intervals are over draws x units
 
 
@@ -159,9 +202,24 @@ class Probe(Protocol):
     shape: ClassVar[Literal["features", "batches", "online"]]
     Config: ClassVar[type[BaseModel]]
 
-    # A probe may refuse features while the run is planned (UserError), by the shape of one sample's (None: samples differ in shape):
+    # A probe that reads all tensors of a request (``pyramid``, ``tokens[3,7,11]``) says ``reads_maps = True``.
+    # ``features`` is the request that it takes where a task is answered by another probe by default.
+    # One that cannot train its chosen config again on fit + select says ``refits = False``.
+    # A probe that is not trained epoch by epoch says so: it sees plain images, and takes no num_epochs, batch_size, views or augment:
+    # by_epochs: ClassVar[bool] = False
+    # One that leaves no head that could be scored on another task's images says so:
+    # has_heads: ClassVar[bool] = False
+    # One that needs a class number of every sample says so:
+    # targets: ClassVar[str] = "class"
+    # It may refuse things while the run is planned (UserError): features, by the shape of one sample's (None: samples differ in shape), and
+    # training configs, beside the shape of one fit sample's features:
     # @staticmethod
     # def check_features(role: str, shape: tuple[int, ...] | None) -> None
+    # def check_configs(configs: Mapping[str, BaseModel], shape: tuple[int, ...] | None) -> None
+    # and may read, then too, which fit samples a file names: ``folder`` is that of the dataset's images, if they lie in one, and
+    # ``places`` are folders below which a relative path is sought
+    # def listed(configs: Mapping[str, BaseModel], sample_ids: np.ndarray, dataset: str, folder: Path | None, places: Sequence[Path])
+    #     -> Listed | None
     # and it has exactly one of these, by ``shape``:
     # def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome
     # def from_batches(self, encoder, loaders: Mapping[str, BatchLoader], settings: Settings, context: Context) -> Outcome
@@ -201,6 +259,21 @@ class OnlineSample:
 _PROBES: dict[str, Any] = {}
 
 
+def by_epochs(probe: Any) -> bool:
+    """Whether a probe (its class) is trained epoch by epoch, and so may see another augmented view of an image in each."""
+    return bool(getattr(probe, "by_epochs", True))
+
+
+def has_heads(probe: Any) -> bool:
+    """Whether a probe (its class) leaves heads, which eval-only tasks score."""
+    return bool(getattr(probe, "has_heads", True))
+
+
+def class_targets_only(probe: Any) -> bool:
+    """Whether a probe (its class) needs one class number per sample."""
+    return getattr(probe, "targets", None) == "class"
+
+
 def register_probe(cls: Any) -> Any:
     """Class decorator: makes the probe available under its ``name``."""
     if cls.name in _PROBES and _PROBES[cls.name] is not cls:
@@ -223,5 +296,5 @@ def find_probe(name: str) -> Any:
 
 
 def _load_builtin() -> None:
-    for module in ("linear", "knn", "logistic", "ncm", "fewshot", "lowshot"):
+    for module in ("linear", "knn", "logistic", "ncm", "fewshot", "lowshot", "dense"):
         importlib.import_module(f"virb.probes.{module}")

@@ -57,6 +57,8 @@ class FewshotProbe:
     name: ClassVar[str] = "fewshot"
     shape: ClassVar[Literal["features"]] = "features"
     Config: ClassVar[type[BaseModel]] = FewshotConfig
+    by_epochs: ClassVar[bool] = False
+    targets: ClassVar[str] = "class"
 
     @staticmethod
     def check_features(role: str, shape: tuple[int, ...] | None) -> None:
@@ -84,7 +86,8 @@ class FewshotProbe:
         notes = [*data.notes, *_short(targets.cpu().numpy(), configs)]
         found = scored_draws(heads, data, settings, context, rivals, report_all=True)
         found.notes = [*notes, *found.notes]
-        found.index_lists |= {name: drawn.tolist() for name, drawn in lists.items()}
+        index = data.fit.parts[0][1].numpy()  # prepare() may have held samples out
+        found.index_lists |= {name: index[drawn].tolist() for name, drawn in lists.items()}
         return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from virb.errors import BadImage, ViRBError
 from virb.features.cache import as_stored
 from virb.features.feature_set import EncodedRows, Rows, SampleFeatures
 from virb.features.passes import Memory, PassOptions, encode, first_not_finite, not_finite
-from virb.probes.base import Batch, OnlineSample, RoleData
+from virb.io import hash_record
+from virb.probes.base import Batch, OnlineSample, RoleData, Seen
 
 _BAD_IMAGE_HINT = "; repair or remove it, or set on_bad_image: skip"
 
@@ -64,48 +66,75 @@ class _Picked(Sequence[Any]):
             return _Picked(self.source, self.chosen[index])
         return self.source[int(self.chosen[index])]
 
+    def identity(self) -> str | None:
+        """Equal for equal items in equal order; None where the source does not say what it is."""
+        whole = self.source.identity() if hasattr(self.source, "identity") else None
+        return None if whole is None else hash_record({"of": whole, "items": self.chosen.tolist()})
 
-def role_data(samples: Samples, target: str | None, chosen: np.ndarray, views: Sequence[Rows], device: torch.device, tier: str) -> RoleData:
+
+def role_data(
+    samples: Samples,
+    target: str | None,
+    chosen: np.ndarray,
+    maps: Sequence[Sequence[Rows]],
+    device: torch.device,
+    tier: str,
+    seen: Callable[[np.ndarray, np.ndarray], Seen] | None = None,
+) -> RoleData:
+    """``maps``: for each tensor of the request its views; ``seen`` makes the record of how images were seen from rows and offsets."""
     values, offsets, targets = pick(samples, target, chosen)
-    features = SampleFeatures(views, values, offsets, device, tier)
-    return RoleData(features, targets, samples.ids[chosen], samples.units[chosen])
+    features = tuple(SampleFeatures(views, values, offsets, device, tier) for views in maps)
+    how = None if seen is None else seen(values, offsets)
+    return RoleData(features[0], targets, samples.ids[chosen], samples.units[chosen], features, how)
 
 
 def encoded_rows(
     images: ImageList,
     geometry: Geometry,
-    request: str,
-    row_shape: tuple[int, ...] | None,
+    shapes: Mapping[str, tuple[int, ...] | None],
     encoder: Encoder,
     device: torch.device,
     options: PassOptions,
     memory: Memory | None = None,
     kept: Mapping[Geometry, Kept] | None = None,
-) -> EncodedRows:
-    """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers. ``kept``: images
-    that are decoded already.
+) -> list[EncodedRows]:
+    """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers: one set of rows
+    per request of ``shapes`` (request -> shape of a row). All come from one forward, which is kept until other rows are asked for.
+    ``kept``: images that are decoded already.
 
     Reading an image that cannot be decoded, or a value that is not finite, raises: who wants to go on without them asks beforehand.
     """
-    memory = memory or Memory()
+    memory, requests = memory or Memory(), list(shapes)
+    last: dict[str, Any] = {}
 
-    def read(rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
-        found: list[torch.Tensor] = []
+    def read(request: str, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        if request not in last or not np.array_equal(last["rows"], rows):
+            last.clear()
+            last.update({key: _as_read(values, encoder, key, images, rows) for key, values in encode_rows(rows).items()}, rows=rows.copy())
+        return last.pop(request)  # each map is read once, then its memory is free
+
+    def encode_rows(rows: np.ndarray) -> dict[str, list[torch.Tensor]]:
+        found: dict[str, list[torch.Tensor]] = {request: [] for request in requests}
         try:
             pin = device.type == "cuda"
             batches = load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, "error", None, pin, kept)
             for batch in on_device(batches, device):
-                found += encode(encoder, batch.pixels[geometry], [request], device, options, memory)[request]
+                for request, values in encode(encoder, batch.pixels[geometry], requests, device, options, memory).items():
+                    found[request] += values
         except BadImage as error:
             raise BadImage(f"{error}{_BAD_IMAGE_HINT}") from error
-        culprit = first_not_finite(found)
-        if culprit is not None:
-            raise ViRBError(not_finite(encoder.spec.name, request, images, int(rows[culprit])))
-        if len({value.shape for value in found}) == 1:
-            return torch.from_numpy(as_stored(torch.stack(found).numpy()))
-        return [torch.from_numpy(as_stored(value[None].numpy())[0]) for value in found]
+        return found
 
-    return EncodedRows(len(images), row_shape, read)
+    return [EncodedRows(len(images), shape, partial(read, request)) for request, shape in shapes.items()]
+
+
+def _as_read(values: list[torch.Tensor], encoder: Encoder, request: str, images: ImageList, rows: np.ndarray) -> Any:
+    culprit = first_not_finite(values)
+    if culprit is not None:
+        raise ViRBError(not_finite(encoder.spec.name, request, images, int(rows[culprit])))
+    if len({value.shape for value in values}) == 1:
+        return torch.from_numpy(as_stored(torch.stack(values).numpy()))
+    return [torch.from_numpy(as_stored(value[None].numpy())[0]) for value in values]
 
 
 def find_bad_images(images: ImageList, rows: np.ndarray, threads: int) -> dict[int, str]:

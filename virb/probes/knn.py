@@ -35,8 +35,8 @@ class KnnConfig(Strict):
     """
 
     k: Annotated[int, Field(ge=1)] = 20
-    temperature: Annotated[float, Field(gt=0)] = 0.07
     weighting: Literal["exp", "uniform"] = "exp"
+    temperature: Annotated[float, Field(gt=0)] | None = None  # 0.07 for exp; uniform has none
     normalise: bool = True
     index: Literal["exact", "flat", "ivf"] = "exact"
     nlist: Annotated[int | None, Field(ge=1)] = None
@@ -49,6 +49,15 @@ class KnnConfig(Strict):
             raise ValueError(f"the index {info.data['index']} takes no {info.field_name}; it belongs to ivf")
         return value
 
+    @field_validator("temperature")
+    @classmethod
+    def _only_exp(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if info.data.get("weighting") == "uniform":
+            if value is not None:
+                raise ValueError("uniform votes take no temperature; it belongs to exp")
+            return None
+        return 0.07 if value is None else value
+
     def search(self) -> tuple[Any, ...]:
         """Configs with the same search share their neighbours."""
         return self.normalise, self.index, self.nlist, self.nprobe
@@ -59,6 +68,9 @@ class KnnProbe:
     name: ClassVar[str] = "knn"
     shape: ClassVar[Literal["features"]] = "features"
     Config: ClassVar[type[BaseModel]] = KnnConfig
+    by_epochs: ClassVar[bool] = False
+    has_heads: ClassVar[bool] = False
+    targets: ClassVar[str] = "class"
 
     @staticmethod
     def check_features(role: str, shape: tuple[int, ...] | None) -> None:
@@ -142,8 +154,8 @@ def _vote(
         rows = slice(first, first + size)
         labels = bank_targets[neighbour[rows].clamp(min=0).long()]  # a missing neighbour (-1, similarity -inf) has no vote
         for name, config in group.items():
-            k, values = config.k, similarity[rows]
-            votes = vote(values[:, :k], labels[:, :k], n_classes, temperature=config.temperature, weighting=config.weighting, relative=True)
+            k, values, temperature = config.k, similarity[rows], config.temperature or 1.0
+            votes = vote(values[:, :k], labels[:, :k], n_classes, temperature=temperature, weighting=config.weighting, relative=True)
             sheets[name].add(votes, truth[rows], _first(k))
 
 

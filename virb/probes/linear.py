@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from virb.config.training import GradientConfig, MlpConfig
-from virb.errors import ViRBError
+from virb.errors import UserError, ViRBError
 from virb.metrics.base import find_metric
 from virb.probes.base import FIT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, register_probe
 from virb.probes.grid import Recipe, Record, Trained, train_grid
@@ -40,6 +40,14 @@ class GradientProbe:
     def check_features(role: str, shape: tuple[int, ...] | None) -> None:
         """Refuses what is no vector while the run is planned."""
         sample_width(role, shape)
+
+    @staticmethod
+    def check_configs(configs: Mapping[str, BaseModel], shape: tuple[int, ...] | None) -> None:
+        """A head that pools images needs several of them."""
+        pooling = [name for name, config in configs.items() if isinstance(config, GradientConfig) and config.head != "concat"]
+        if pooling and n_images(shape) == 1:
+            head = getattr(configs[pooling[0]], "head", "")
+            raise UserError(f"the training config {pooling[0]} has head: {head}, but a sample of this task has one image; leave it out")
 
     def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
         data = prepare(roles, settings, context.device)

@@ -53,6 +53,8 @@ class LogisticProbe:
     name: ClassVar[str] = "logistic"
     shape: ClassVar[Literal["features"]] = "features"
     Config: ClassVar[type[BaseModel]] = LogisticConfig
+    by_epochs: ClassVar[bool] = False
+    targets: ClassVar[str] = "class"
 
     @staticmethod
     def check_features(role: str, shape: tuple[int, ...] | None) -> None:

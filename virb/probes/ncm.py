@@ -35,6 +35,8 @@ class NcmProbe:
     name: ClassVar[str] = "ncm"
     shape: ClassVar[Literal["features"]] = "features"
     Config: ClassVar[type[BaseModel]] = NcmConfig
+    by_epochs: ClassVar[bool] = False
+    targets: ClassVar[str] = "class"
 
     @staticmethod
     def check_features(role: str, shape: tuple[int, ...] | None) -> None:

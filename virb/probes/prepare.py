@@ -66,7 +66,9 @@ def prepare(roles: Mapping[str, RoleData], settings: Settings, device: torch.dev
     elif SELECT in roles:
         score = make_split(SELECT, roles[SELECT], targets[SELECT], device)
     else:
-        chosen, held = hold_out(fit_targets.numpy() if kind.targets == "class" else None, roles[FIT].units)
+        listed = roles[FIT].listed
+        keep = listed.positions if listed is not None else ()
+        chosen, held = hold_out(fit_targets.numpy() if kind.targets == "class" else None, roles[FIT].units, keep=keep)
         index_lists["select"] = held.tolist()
         score, selected_on = make_split(SELECT, roles[FIT], fit_targets, device, held), "hold-out"
     fit = make_split(FIT, roles[FIT], fit_targets, device, chosen)

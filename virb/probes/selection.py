@@ -16,9 +16,14 @@ _ADVICE = "give a validation split or selection: test-last"
 
 
 def hold_out(
-    targets: np.ndarray | Sequence[int] | None, units: np.ndarray | Sequence[str], seed: int = 0, fraction: float = 0.1
+    targets: np.ndarray | Sequence[int] | None,
+    units: np.ndarray | Sequence[str],
+    seed: int = 0,
+    fraction: float = 0.1,
+    keep: np.ndarray | Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Samples for fitting and for selection, two ascending int64 index arrays that share no unit and leave out no sample.
+    """Samples for fitting and for selection, two ascending int64 index arrays that share no unit and leave out no sample. Units of the
+    samples ``keep`` stay in fit.
 
     ``targets`` are class numbers (N,), or None for targets of any other kind. Per class, 10 % of the samples are held out, at least 1 and
     at most 50, as whole units: drawn in random order as long as they fit into that number. Only where no unit of a class fits is its
@@ -28,11 +33,16 @@ def hold_out(
     unit_of, members = _units(units)
     if len(members) < 2:
         raise ViRBError(f"nothing can be held out for selection: all samples are of one unit; {_ADVICE}")
+    free = np.ones(len(members), dtype=bool)
+    free[unit_of[np.asarray(keep, dtype=np.int64)]] = False
+    if not free.any():
+        raise ViRBError(f"nothing can be held out for selection: all samples are needed to fit; {_ADVICE}")
     if targets is None:
         count = max(1, _round(fraction * len(members)))
-        held = numpy_generator(seed, "holdout").permutation(len(members))[:count]
+        order = numpy_generator(seed, "holdout").permutation(len(members))
+        held = order[free[order]][:count]
     else:
-        held = _stratified(np.asarray(targets), unit_of, members, seed, fraction)
+        held = _stratified(np.asarray(targets), unit_of, members, free, seed, fraction)
         if not len(held):
             raise ViRBError(f"nothing can be held out for selection: every class has its samples in a single unit; {_ADVICE}")
     taken = np.zeros(len(members), dtype=bool)
@@ -51,7 +61,9 @@ def _units(units: np.ndarray | Sequence[str]) -> tuple[np.ndarray, list[np.ndarr
     return unit_of, np.split(order, np.cumsum(np.bincount(unit_of))[:-1]) if len(order) else []
 
 
-def _stratified(targets: np.ndarray, unit_of: np.ndarray, members: list[np.ndarray], seed: int, fraction: float) -> np.ndarray:
+def _stratified(
+    targets: np.ndarray, unit_of: np.ndarray, members: list[np.ndarray], free: np.ndarray, seed: int, fraction: float
+) -> np.ndarray:
     classes, class_of = np.unique(targets, return_inverse=True)
     class_of = class_of.reshape(-1)
     size = np.bincount(class_of, minlength=len(classes))
@@ -66,7 +78,7 @@ def _stratified(targets: np.ndarray, unit_of: np.ndarray, members: list[np.ndarr
         for place, unit in enumerate(candidates.tolist()):
             if held_of_class[c] >= quota[c]:
                 break
-            if unit in held:
+            if unit in held or not free[unit]:
                 continue
             inside, count = np.unique(class_of[members[unit]], return_counts=True)
             if (held_of_class[inside] + count >= size[inside]).any():

@@ -27,6 +27,7 @@ COLUMNS = {
     "higher_is_better": "boolean", "select_value": "float64", "select_loss": "float64", "train_value": "float64", "train_loss": "float64",
     "test_loss": "float64", "epoch": "Int64", "refit": "boolean", "diverged": "boolean", "n_samples": "Int64", "n_units": "Int64",
     "n_classes": "Int64", "seeds": "str", "n_params": "Int64", "embed_dim": "Int64", "encoder_id": "str", "encoder_source": "str",
+    "encoder_step": "Int64",
     "virb_version": "str", "finished": "str", "newer_failed": "str",
     "reference": "float64", "reference_difference": "float64", "reference_tolerance": "float64", "reference_source": "str",
 }  # fmt: skip
@@ -82,12 +83,14 @@ def load_jobs(out: str | Path, status: Literal["done", "failed"] | None = "done"
 
 
 def _job_rows(job: Job, all_configs: bool, all_metrics: bool) -> Iterator[dict[str, Any]]:
+    step = job.encoder.meta.get("step")  # the user's own, if the list says it
     common = {
         "encoder": job.encoder.name, "label": job.task.label, "task": job.task.id, "level": job.task.level, "kind": job.task.kind,
         "dataset": job.task.dataset, "probe": job.task.probe, "features": " ".join(job.task.features), "geometry": _geometry(job),
         "views": _views(job), "precision": job.provenance.precision, "protocol": _protocol_name(job), "selection": job.selection,
         "n_classes": job.task.n_classes, "n_params": job.encoder.n_params, "embed_dim": job.encoder.embed_dim,
-        "encoder_id": job.encoder.id, "encoder_source": job.encoder.source, "virb_version": job.provenance.virb_version,
+        "encoder_id": job.encoder.id, "encoder_source": job.encoder.source,
+        "encoder_step": step if isinstance(step, int) else None, "virb_version": job.provenance.virb_version,
         "finished": job.provenance.finished,
     }  # fmt: skip
     reported = [metric for metric in job.metrics if metric.role.startswith("report") and (all_metrics or metric.primary)]

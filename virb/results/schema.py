@@ -82,7 +82,10 @@ class EncoderInfo(Record):
     embed_dim: int | None = None
     input: dict[str, Any] = Field(default_factory=dict, description="size, resize, crop, interpolation, mean, std")
     spec: dict[str, Any] = Field(default_factory=dict, description="further facts: family, patch size, stages, heads")
-    meta: dict[str, Any] = Field(default_factory=dict, description="what the experiment list says of it: method, pretraining data, group")
+    meta: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what the experiment list says of it: method, pretraining data, group; of our checkpoints also step, epoch and recipe",
+    )
 
 
 class RoleInfo(Record):
@@ -131,6 +134,10 @@ class MetricRecord(Record):
     n_samples: int
     n_units: int
     primary: bool = False
+    per_class: dict[str, Number] | None = Field(
+        None,
+        description="the number of each class by its name, null for a class that has none; null for a metric that is no mean over classes",
+    )
 
 
 class SurfaceRow(Record):

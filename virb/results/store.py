@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 JOB, FAILED, SAMPLES, RESULTS, HEAD, RUNS = "job.json", "failed.json", "samples.npz", "results.json", "model_head.pt", "runs"
+PICTURES = "pictures.png"  # of pixelwise jobs
 EVENTS = "events.out.tfevents.*"
 # Longer index lists go to samples.npz, so that job.json stays readable.
 LONGEST_LIST_IN_JSON = 200
@@ -111,12 +112,13 @@ def write_job(
     index_lists: Mapping[str, Sequence[int] | np.ndarray] | None = None,
     keep_heads: Literal["all", "chosen", "none"] = "chosen",
     curves: Path | None = None,
+    pictures: bytes | None = None,
 ) -> Path:
     """Writes a finished job and returns the path of its ``job.json``.
 
     ``heads`` are state dicts by config name; ``index_lists`` are filled into the record, long ones into ``samples.npz``; the TensorBoard
-    files in ``curves`` (of a config: in its folder there) move to their places. What an earlier job of the same encoder and label left
-    (configs that no longer exist, heads that are not kept, curves, a failure) goes.
+    files in ``curves`` (of a config: in its folder there) move to their places; ``pictures`` is a PNG. What an earlier job of the same
+    encoder and label left (configs that no longer exist, heads that are not kept, curves, pictures, a failure) goes.
     """
     encoder, label = job.encoder.name, job.task.label
     foreign = [result.config for result in configs if (result.encoder, result.label, result.key) != (encoder, label, job.key)]
@@ -145,6 +147,10 @@ def write_job(
         write_samples(folder / SAMPLES, _with_lists(samples, long_lists))
     else:
         _remove(folder / SAMPLES)
+    if pictures is not None:
+        write_atomic(folder / PICTURES, pictures)
+    else:
+        _remove(folder / PICTURES)
     _remove(folder / FAILED)
     write_json(folder / JOB, job.model_dump(mode="json"))
     return folder / JOB
@@ -168,6 +174,7 @@ def remove_job(out: Path, encoder: str, label: str) -> None:
     _remove(folder / JOB)
     _remove_configs(out, encoder, label, keep=set())
     _remove(folder / SAMPLES)
+    _remove(folder / PICTURES)
     _remove(folder / FAILED)
     remove_events(folder)
     _remove_if_empty(folder)

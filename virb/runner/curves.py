@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from virb.io import writing
 
 _MANY = 16
@@ -27,15 +29,26 @@ class Curves:
 
     def add(self, config: str, tag: str, value: float, step: int) -> None:
         folder = self._together or self._folders.get(config)
-        if folder is None:
-            return
+        if folder is not None:
+            writer = self._writer(folder)
+            with writing(folder):
+                writer.add_scalar(f"{config}/{tag}" if self._together else tag, value, step)
+
+    def add_picture(self, config: str, tag: str, picture: np.ndarray) -> None:
+        """uint8 (H, W, 3)."""
+        folder = self._together or self._folders.get(config)
+        if folder is not None:
+            writer = self._writer(folder)
+            with writing(folder):
+                writer.add_image(tag, picture, dataformats="HWC")
+
+    def _writer(self, folder: Path) -> Any:
         if folder not in self._writers:
             from torch.utils.tensorboard import SummaryWriter
 
             with writing(folder):
                 self._writers[folder] = SummaryWriter(str(folder))
-        with writing(folder):
-            self._writers[folder].add_scalar(f"{config}/{tag}" if self._together else tag, value, step)
+        return self._writers[folder]
 
     def close(self) -> None:
         while self._writers:

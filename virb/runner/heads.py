@@ -28,7 +28,7 @@ def given_heads(job: Job) -> tuple[list[GivenHead], Job, list[dict[str, Any]]]:
     names = _names([head for _, head in pairs])
     heads, facts = [], []
     for (source, found), name in zip(pairs, names, strict=True):
-        state = read_head(found.path, job.request)
+        state = read_head(found.path, job.request, source.layout)
         _check_outputs(state, source, job, found)
         heads.append(GivenHead(name, state, source.columns, found.chosen))
         facts.append(
@@ -39,6 +39,7 @@ def given_heads(job: Job) -> tuple[list[GivenHead], Job, list[dict[str, Any]]]:
                 "label": found.label or None,
                 "task": source.task_id or None,
                 "job": found.key or None,
+                "layout": source.layout,
             }
         )
     configs: dict[str, BaseModel] = {name: HeadSettings(**found.settings) for (_, found), name in zip(pairs, names, strict=True)}

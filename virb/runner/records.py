@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class JobFacts:
     timings: list[schema.Timing] = field(default_factory=list)
     curves: Path | None = None  # where the TensorBoard files of the running job are
     notes: list[str] = field(default_factory=list)
+    pictures: bytes | None = None  # PNG: input, target and prediction of a few samples
 
     def stage(self, name: str, began: float, items: int | None = None) -> None:
         self.timings.append(schema.Timing(stage=name, seconds=round(time.perf_counter() - began, 3), items=items))
@@ -73,7 +74,7 @@ def write_outcome(facts: JobFacts, outcome: Outcome) -> str:
     if len(chosen) != len(outcome.runs):
         raise ViRBError(f"the probe {task.probe} gave no predictions of its chosen config {outcome.chosen} on {plan.split}")
     units = plan.samples.units[samples]
-    numbers = [_metric_record(m, [c[m.name] for c in chosen], units, role, i == 0, outcome.draws) for i, m in enumerate(metrics)]
+    numbers = [_metric_record(job, m, [c[m.name] for c in chosen], units, role, i == 0, outcome.draws) for i, m in enumerate(metrics)]
     facts.stage("metrics", began, len(samples))
     record = _job_record(facts, outcome, scored, metrics, numbers)
     configs = [_config_record(facts, outcome, scored, metrics, name, units) for name in task.configs]
@@ -88,7 +89,7 @@ def write_outcome(facts: JobFacts, outcome: Outcome) -> str:
     )
     keep: Any = facts.context.settings.keep_heads
     lists = {**facts.index_lists, **outcome.index_lists}
-    write_job(facts.context.settings.out, record, configs, heads, arrays, lists, keep, facts.curves)
+    write_job(facts.context.settings.out, record, configs, heads, arrays, lists, keep, facts.curves, facts.pictures)
     values = [(m.title, n) for m, n in zip(metrics, numbers, strict=True) if n.value is not None]
     return ", ".join(f"{title} {format_value(n.value, n.ci_low, n.ci_high, n.unit)}" for title, n in values if n.value is not None)
 
@@ -105,8 +106,9 @@ def _score(probe: str, metrics: list[Metric], predictions: Predictions, targets:
         for start in range(0, len(targets), size):
             here = slice(start, start + size)
             truth = targets[here] if isinstance(targets, np.ndarray) else [targets[i] for i in range(len(targets))[here]]
+            found_here = values[here]  # one object for all metrics, which may share what they count
             for metric in metrics:
-                parts[metric.name].append(metric.statistics(values[here], truth))
+                parts[metric.name].append(metric.statistics(found_here, truth))
         found = {name: Statistics.concatenate(part) for name, part in parts.items()}
     for metric in metrics:
         if metric.name not in found or len(found[metric.name]) != len(targets):
@@ -114,7 +116,9 @@ def _score(probe: str, metrics: list[Metric], predictions: Predictions, targets:
     return found
 
 
-def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, role: Any, primary: bool, draws: bool) -> schema.MetricRecord:
+def _metric_record(
+    job: Job, metric: Metric, runs: list[Statistics], units: np.ndarray, role: Any, primary: bool, draws: bool
+) -> schema.MetricRecord:
     found = estimate(metric, runs, units, draws=draws)
     return schema.MetricRecord(
         name=metric.name,
@@ -127,7 +131,19 @@ def _metric_record(metric: Metric, runs: list[Statistics], units: np.ndarray, ro
         n_samples=found.n_samples,
         n_units=found.n_units,
         primary=primary,
+        per_class=_per_class(metric, runs, job.classes),
     )
+
+
+def _per_class(metric: Metric, runs: list[Statistics], classes: Sequence[str] | None) -> dict[str, float | None] | None:
+    """The mean over runs of each class's number, by the class's name; None for a class that has none in one of the runs. None when the
+    metric is no mean over classes, or over others than those that have names."""
+    if metric.per_class is None or classes is None or metric.weighted is not None:
+        return None
+    numbers = np.mean([metric.per_class(run.total()) for run in runs], axis=0)
+    if numbers.shape != (len(classes),):
+        return None
+    return {name: float(number) if np.isfinite(number) else None for name, number in zip(classes, numbers, strict=True)}
 
 
 def _stack(predictions: list[Predictions | None], n_classes: int, one_class: bool) -> np.ndarray | None:
@@ -300,10 +316,13 @@ def _skeleton(facts: JobFacts, status: Any) -> schema.Job:
     )
 
 
+_TOLD_APART = frozenset(("name", "encoder_id", "source", "n_params", "embed_dim", "input", "training"))
+
+
 def _encoder_info(planned: PlannedEncoder) -> schema.EncoderInfo:
     spec: EncoderSpec = planned.spec
     facts = asdict(spec)
-    plain = {key: facts[key] for key in facts if key not in ("name", "encoder_id", "source", "n_params", "embed_dim", "input")}
+    plain = {key: facts[key] for key in facts if key not in _TOLD_APART}
     return schema.EncoderInfo(
         name=planned.name,
         id=spec.encoder_id,
@@ -312,7 +331,7 @@ def _encoder_info(planned: PlannedEncoder) -> schema.EncoderInfo:
         embed_dim=spec.embed_dim,
         input=_jsonable(facts["input"]),
         spec=_jsonable(plain),
-        meta={**_known(planned.source), **planned.meta},
+        meta={**_known(planned.source), **dict(spec.training), **planned.meta},
     )
 
 
@@ -350,8 +369,14 @@ def _card(facts: JobFacts) -> schema.ProtocolCard:
         "metrics": (list(task.task.metrics), f"task {task.task.id}"),
         "loss": (task.task.loss, f"task {task.task.id}"),
     }
+    if job.data_note:
+        values["data"] = (job.data_note, f"dataset {task.task.dataset}")
     if task.limit:
         values["limit"] = (dict(task.limit), task.origins.get("limit", ""))
+    if task.windows:
+        values["windows"] = (canonical(task.windows), task.origins.get("windows", ""))
+    if task.score_size:
+        values["score_size"] = (task.score_size, task.origins.get("score_size", ""))
     keys: tuple[str, ...] = ("num_epochs", "batch_size", "selection", "seeds", "refit", "views", "augment")
     if job.heads:
         keys = ("selection",)

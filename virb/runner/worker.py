@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 
 from virb.data.decode import DECODED
+from virb.data.images import ImageList
+from virb.data.transforms import Geometry
+from virb.data.windows import WindowedImages
 from virb.encoders.base import Encoder
 from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
@@ -27,9 +31,23 @@ from virb.features.uses import remove_entries
 from virb.io import available_cores, make_folder
 from virb.metrics.base import find_metric
 from virb.plan.graph import Unit, UnitReport
-from virb.plan.jobs import Job, PassWork, RolePlan, RunContext
+from virb.plan.jobs import Entry, Job, PassWork, RolePlan, RunContext
 from virb.plan.samples import class_numbers
-from virb.probes.base import FIT, REPORT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, is_labelled
+from virb.probes.base import (
+    FIT,
+    REPORT,
+    SELECT,
+    ConfigOutcome,
+    Context,
+    Listed,
+    Outcome,
+    Predictions,
+    RoleData,
+    Run,
+    Seen,
+    Settings,
+    is_labelled,
+)
 from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, usable_samples
 from virb.probes.score import score_heads
 from virb.probes.selection import hold_out
@@ -38,6 +56,7 @@ from virb.results.environment import utc_now
 from virb.runner.curves import Curves
 from virb.runner.devices import cores_of_worker, set_up
 from virb.runner.heads import given_heads
+from virb.runner.pictures import draw_panel
 from virb.runner.profile import job_seconds
 from virb.runner.records import JobFacts, report_role, write_outcome
 from virb.runner.stores import PixelStores
@@ -159,7 +178,7 @@ class _Doer:
         curves = Curves(scratch.parent / "curves", list(job.task.configs))
         facts = JobFacts(job, self.context, str(self.device), started, curves=curves.folder)
         cores = cores_of_worker(settings.devices, len(self.context.jobs))
-        context = Context(self.device, scratch, tell, curves.add, cores=cores)
+        context = Context(self.device, scratch, tell, curves.add, encoder=lambda: self.encoder(job.encoder), cores=cores)
         probe = None if job.heads else get_probe(job.task.probe)()
         self._opened = self._held_rows(job)
         self.memory.notes.clear()
@@ -185,9 +204,13 @@ class _Doer:
             else:
                 facts.streamed = True
                 outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
+            if FIT in chosen:
+                lists = outcome.index_lists.items()
+                outcome.index_lists = {name: in_the_split(job.roles[FIT], chosen[FIT][positions]) for name, positions in lists}
             facts.stage("probe", began, outcome_epochs(outcome))
             if self._streaming:
                 facts.timings.append(schema.Timing(stage="stream", seconds=round(self._streaming, 3)))
+            self._draw(job, outcome, chosen, curves, facts)
             curves.close()  # before the record that says that everything is there
             self._add_pass_facts(job, facts)
             summary = write_outcome(facts, outcome)
@@ -201,6 +224,19 @@ class _Doer:
         shutil.rmtree(scratch.parent, ignore_errors=True)
         seconds = job_seconds(facts.timings, time.perf_counter() - entered)
         return UnitReport(summary=summary, notes=list(self.memory.notes), seconds=seconds)
+
+    def _draw(self, job: Job, outcome: Outcome, chosen: Mapping[str, np.ndarray], curves: Curves, facts: JobFacts) -> None:
+        """What a few predictions look like, as a picture beside the results and in TensorBoard."""
+        if not outcome.pictures or job.task.task.dense is None:
+            return
+        role = report_role(job)
+        plan = job.roles[role]
+        targets, images = plan.samples.targets[job.task.task.target], self.context.lists[plan.list_id]
+        panel = draw_panel(job.task.task.dense, plan, images, targets, chosen[role], outcome.pictures, job.classes)
+        curves.add_picture(outcome.chosen, "predictions", np.asarray(panel))
+        file = io.BytesIO()
+        panel.save(file, format="PNG")
+        facts.pictures = file.getvalue()
 
     def _usable(self, job: Job, facts: JobFacts) -> dict[str, np.ndarray]:
         """Per role the samples that take part: all whose images decode, less those held out for selection."""
@@ -226,7 +262,8 @@ class _Doer:
         facts.chosen_samples = chosen
         if SELECT in job.roles and job.roles[SELECT].held_out:
             samples, pool = job.roles[SELECT].samples, chosen[FIT]
-            fit, select = hold_out(_class_targets(samples.targets[job.task.task.target], pool), samples.units[pool], seed=0)
+            keep = _positions_of(job.listed, pool)
+            fit, select = hold_out(_class_targets(samples.targets[job.task.task.target], pool), samples.units[pool], seed=0, keep=keep)
             chosen[FIT], chosen[SELECT] = pool[fit], pool[select]
             facts.index_lists["select"] = in_the_split(job.roles[SELECT], chosen[SELECT])
         return chosen
@@ -234,24 +271,47 @@ class _Doer:
     def _roles(self, job: Job, chosen: dict[str, np.ndarray], facts: JobFacts) -> dict[str, RoleData]:
         roles = {}
         for role, plan in job.roles.items():
-            views = [self._rows(job, plan, key, facts) for key in plan.entries]
-            tier = self._tier(views, facts)
-            roles[role] = role_data(plan.samples, _visible_target(job, role), chosen[role], views, self.device, tier)
+            rows = self._rows(job, plan, facts)
+            tier = self._tier(list(rows.values()), facts)
+            maps = [[rows[key] for key in entries] for entries in plan.maps()]
+            target = _visible_target(job, role)
+            roles[role] = role_data(plan.samples, target, chosen[role], maps, self.device, tier, self._seen(job, plan))
         if facts.tier != "streamed" and self._opened and all(isinstance(rows, HeldRows) for rows in self._opened.values()):
             facts.tier = f"{facts.tier}, straight from the pass"
+        if job.listed is not None:
+            roles[FIT] = replace(roles[FIT], listed=replace(job.listed, positions=tuple(_positions_of(job.listed, chosen[FIT]))))
         return roles
 
-    def _rows(self, job: Job, plan: RolePlan, key: str, facts: JobFacts) -> Rows:
-        entry = self.context.entries[key]
-        if not entry.streamed:
-            return self._mapped(key)
-        facts.streamed = True
+    def _rows(self, job: Job, plan: RolePlan, facts: JobFacts) -> dict[str, Rows]:
+        """What each entry of a role is read from. Streamed ones of one view come from one forward."""
+        found: dict[str, Rows] = {key: self._mapped(key) for key in plan.entries if not self.context.entries[key].streamed}
+        streams: dict[Geometry, list[Entry]] = {}
+        for entry in (self.context.entries[key] for key in plan.entries):
+            if entry.streamed:
+                streams.setdefault(entry.wanted.geometry, []).append(entry)
         images = self.context.lists[plan.list_id]
-        encoder = self.encoder(job.encoder)
-        wanted = entry.wanted
         kept = self.pixels.kept(plan.list_id)
-        rows = encoded_rows(images, wanted.geometry, wanted.request, entry.row_shape, encoder, self.device, self.options, self.memory, kept)
-        return replace(rows, encode=self._timed(rows.encode))
+        for geometry, entries in streams.items():
+            facts.streamed = True
+            shapes = {entry.wanted.request: entry.row_shape for entry in entries}
+            rows = encoded_rows(images, geometry, shapes, self.encoder(job.encoder), self.device, self.options, self.memory, kept)
+            found.update({entry.key: replace(one, encode=self._timed(one.encode)) for entry, one in zip(entries, rows, strict=True)})
+        return found
+
+    def _seen(self, job: Job, plan: RolePlan) -> Callable[[np.ndarray, np.ndarray], Seen] | None:
+        """How the images of a role were seen, for tasks whose targets follow the pixels."""
+        if job.task.task.dense is None:
+            return None
+        views = tuple(self.context.entries[key].wanted.geometry for key in plan.maps()[0])
+        patch = self.context.encoders[job.encoder].spec.patch_size or 1
+        height, width = views[0].size or (0, 0)
+        images = self.context.lists[plan.list_id]
+        windows = images if isinstance(images, WindowedImages) else None
+        canvas = (-(-height // patch) * patch, -(-width // patch) * patch)
+        stored = windows.images if windows is not None else images
+        cheap = type(stored).image_size is not ImageList.image_size  # read from the file's header
+        size = (lambda row: stored.image_size(row if windows is None else windows.window_of(row)[0])) if cheap else None
+        return lambda values, offsets: Seen(views, canvas, values, offsets, windows, size)
 
     def _timed(self, encode: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
         """Counts the seconds that a job spends on encoding what it reads."""
@@ -357,6 +417,11 @@ def in_the_split(plan: RolePlan, chosen: np.ndarray) -> list[int]:
     return chosen.tolist() if plan.limited is None else [plan.limited[i] for i in chosen.tolist()]
 
 
+def _positions_of(listed: Listed | None, chosen: np.ndarray) -> list[int]:
+    """Where the listed samples stand among those that take part."""
+    return [] if listed is None else np.flatnonzero(np.isin(chosen, listed.positions)).tolist()
+
+
 def _visible_target(job: Job, role: str) -> str | None:
     """The target that a probe may see of this role's samples."""
     return job.task.task.target if is_labelled(role) else None
@@ -375,6 +440,8 @@ def _settings(job: Job) -> Settings:
         loss=task.task.loss,
         metrics=tuple(find_metric(name).name for name in task.task.metrics),
         n_classes=len(job.classes) if job.classes else None,
+        dense=task.task.dense,
+        score_size=task.score_size,
     )
 
 

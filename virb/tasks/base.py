@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from virb.config import NAME
+from virb.data.placement import DenseTarget
 from virb.data.transforms import Geometry
 from virb.errors import UserError
 from virb.metrics.base import find_metric
@@ -37,7 +38,8 @@ class Task:
     roles: Mapping[str, str] = field(
         default_factory=lambda: {"fit": "train", "select": "val", "report": "test"}
     )  # role (see virb.probes.base) -> split; a missing val is held out
-    geometry: Geometry | None = None  # where the task fixes it
+    geometry: Geometry | None = None  # where the task fixes it; of an eval-only one, for images that were published cut to this size
+    dense: DenseTarget | None = None  # what targets are that have a value per pixel, for the dense probes
     options: Mapping[str, Any] = field(default_factory=dict)  # passed to the dataset
     defaults: Mapping[str, Any] = field(default_factory=dict)  # YAML keys (num_epochs ...), below the protocol's
     heads_from: str | None = None  # an eval-only task: the id of the task whose heads it scores
@@ -47,7 +49,13 @@ class Task:
 
 
 _TASKS: dict[str, Task] = {}
-_FAMILIES = ("virb.tasks.builtin", "virb.tasks.folder", "virb.tasks.image_level", "virb.tasks.virb2021")
+_FAMILIES = (
+    "virb.tasks.builtin",
+    "virb.tasks.folder",
+    "virb.tasks.image_level",
+    "virb.tasks.pixelwise_semantic",
+    "virb.tasks.pixelwise_structural",
+)
 
 
 def register_task(task: Task) -> Task:
@@ -86,6 +94,8 @@ def check_task(task: Task) -> None:
         raise UserError(f"the task {task.id} needs one role to report on: report or report-unlabelled")
     if not task.metrics:
         raise UserError(f"the task {task.id} has no metric")
+    if task.dense is not None and task.level != "pixelwise":
+        raise UserError(f"the task {task.id} has a dense target, but is {task.level}; a value per pixel makes a task pixelwise")
     for name in task.metrics:
         try:
             find_metric(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from virb.data.placement import DenseTarget
 from virb.data.transforms import Geometry
 from virb.tasks.base import Task, register_task
 
@@ -38,5 +39,58 @@ register_task(
         metrics=("top1", "mean_class_accuracy"),
         geometry=_SHAPES,
         about="how many objects a rendered scene shows, 1 to 6",
+    )
+)
+
+_PIXELWISE = {"num_epochs": 10, "batch_size": 32}
+
+register_task(
+    Task(
+        id="shapes-segmentation",
+        level="pixelwise",
+        kind="semantic",
+        dataset="shapes",
+        target="mask",
+        features="tokens[-1]",
+        probe="dense-linear",
+        metrics=("miou", "pixel_accuracy", "boundary_f"),
+        geometry=_SHAPES,
+        dense=DenseTarget("labels"),
+        defaults=_PIXELWISE,
+        about="which kind of object each pixel of a rendered scene shows: five kinds and the background",
+    )
+)
+register_task(
+    Task(
+        id="shapes-depth",
+        level="pixelwise",
+        kind="structural",
+        dataset="shapes",
+        target="depth",
+        features="tokens[-1]",
+        probe="dense-linear",
+        loss="sig_loss",
+        metrics=("rmse", "abs_rel", "delta1"),
+        geometry=_SHAPES,
+        dense=DenseTarget("depth", range=(0.5, 10.0)),
+        defaults=_PIXELWISE,
+        about="how far away each pixel of a rendered scene is, in metres",
+    )
+)
+register_task(
+    Task(
+        id="shapes-flow",
+        level="pixelwise",
+        kind="structural",
+        dataset="shapes-pairs",
+        target="flow",
+        features="pyramid",
+        probe="siamese",
+        loss="flow_l1",
+        metrics=("epe", "fl_all"),
+        geometry=_SHAPES,
+        dense=DenseTarget("flow"),
+        defaults=_PIXELWISE,
+        about="where each pixel of a rendered scene is in the next frame, in pixels",
     )
 )

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from virb.data.transforms import Geometry
 from virb.tasks.base import Kind, Task, register_task
 
 _TOP = ("top1", "top5")
 _MEAN = ("mean_class_accuracy", "top1")  # where classes are uneven, and the literature reports the mean over classes
 _MCE = ("mCE", "mean_corruption_error")  # relative to AlexNet's errors, as published, and as it is
+_CUT = Geometry(
+    size=(224, 224), resize="none", crop="center", crop_pct=1.0
+)  # as ImageNet-C's images were published: nothing is left to cut
 _HELD_OUT = "chosen on a hold-out of train"
 _OFFICIAL = "chosen on the official val"
 
@@ -88,7 +92,13 @@ _OTHERS = (
     _task("PCAM", "pcam", "tumour tissue or not; official split", choice=_OFFICIAL),
     _task("Country211", "country211", "in which country a photograph was taken; official split", _TOP, choice=_OFFICIAL),
     replace(
-        _task("VOC2007", "voc2007", "which of 20 classes are in a photograph; official split", ("mAP",), choice=_OFFICIAL),
+        _task(
+            "VOC2007",
+            "voc2007",
+            "which of 20 classes are in a photograph; official split; VOC 2007's own mAP of eleven points",
+            ("mAP11", "mAP"),
+            choice=_OFFICIAL,
+        ),
         target="labels",
         loss="bce",
     ),
@@ -117,7 +127,10 @@ _SCORES = (
     _score("ImagenetR", "imagenet-r", "30,000 renditions, 200 classes"),
     _score("ImagenetSketch", "imagenet-sketch", "50,889 sketches"),
     _score("ImagenetReaL", "imagenet-real", "ImageNet's validation images with reassessed labels", ("real_accuracy",), "labels"),
-    _score("ImagenetC", "imagenet-c", "ImageNet's validation images under 15 corruptions of 5 severities", _MCE, "corrupted"),
+    replace(
+        _score("ImagenetC", "imagenet-c", "ImageNet's validation images under 15 corruptions of 5 severities", _MCE, "corrupted"),
+        geometry=_CUT,
+    ),
 )
 
 for _entry in (*_VIRB, *_VARIANTS, *_OTHERS, *_SCORES):

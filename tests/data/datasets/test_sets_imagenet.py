@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from sets_support import Palette, answers, check_planted, shown, shown_by, write
 
 from virb.data.datasets import load_dataset
-from virb.data.datasets.facts import EXPECTED
+from virb.data.datasets.facts import FACTS
 from virb.data.datasets.imagenet import CORRUPTIONS, wnids
 from virb.errors import BadImage, UserError
 
@@ -196,7 +197,7 @@ def test_sets_of_some_of_the_classes(tmp_path, name, subset):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_imagenet_c(tmp_path, grouped):
-    chosen = CORRUPTIONS[:2]
+    chosen = (CORRUPTIONS[1], CORRUPTIONS[0])
     for corruption in chosen:
         for severity in range(1, 6):
             place = tmp_path / "imagenet-c" / ("noise" if grouped else "") / corruption / str(severity)
@@ -206,12 +207,31 @@ def test_imagenet_c(tmp_path, grouped):
     check_planted(dataset, palette)
     samples = dataset.samples["test"]
     assert len(samples) == 2 * 5 * 2
-    assert samples.targets["corrupted"][0].tolist() == [0, 0, 1]
-    assert samples.targets["corrupted"][-1].tolist() == [217, 1, 5]
+    assert samples.targets["corrupted"][0].tolist() == [0, 1, 1]  # numbered as AlexNet's errors are, in whatever order they are asked for
+    assert samples.targets["corrupted"][-1].tolist() == [217, 0, 5]
     assert sorted(set(samples.units)) == ["n01440764.JPEG", "n02102040.JPEG"]  # a photograph is a unit
-    assert dataset.classes["corruption"] == chosen
+    assert dataset.classes["corruption"] == CORRUPTIONS
     with pytest.raises(UserError, match=r"has no impulse_noise .*corruptions: \[...\]"):
         load_dataset("imagenet-c", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corruptions": []}, "is a list of some of gaussian_noise, shot_noise"),
+        ({"corruptions": "fog"}, "is a list of some of gaussian_noise, shot_noise"),
+        ({"corruptions": ["fog", "spatter"]}, "corruptions: ...} has 'spatter'; there are gaussian_noise"),
+        ({"corruptions": ["fog", "fog"]}, "corruptions: ...} names something twice: fog, fog"),
+        ({"severities": []}, "is a list of some of 1, 2, 3, 4, 5; got []"),
+        ({"severities": 3}, "is a list of some of 1, 2, 3, 4, 5; got 3"),
+        ({"severities": [0]}, "severities: ...} has 0; there are 1, 2, 3, 4, 5"),
+        ({"severities": [True]}, "severities: ...} has True"),
+        ({"severities": [1, 1]}, "severities: ...} names something twice: 1, 1"),
+    ],
+)
+def test_imagenet_c_of_what_there_is_not(tmp_path, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_dataset("imagenet-c", tmp_path, **options)
 
 
 def test_real_labels(tmp_path):
@@ -238,7 +258,7 @@ def test_timms_copy_of_the_real_labels_has_the_published_number():
 
     labels, _ = _real_labels("imagenet-real", Path("nowhere"), None)
     assert len(labels) == 50_000
-    assert sum(bool(item) for item in labels) == EXPECTED["imagenet-real"]["test"]
+    assert sum(bool(item) for item in labels) == FACTS["imagenet-real"].splits["test"]
 
 
 def test_the_union_of_two_splits_is_listed_by_ids(imagenet):

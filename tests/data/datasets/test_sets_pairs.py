@@ -15,11 +15,13 @@ from virb.errors import BadImage, UserError
 
 # THOR
 
+TOO_FAR = [(f"val/a/b {n}\n", rf"at most 1000 steps, but there is {n}") for n in ("1001", "9" * 5000)]
+
 
 def test_thor_num_steps(tmp_path):
     steps = Palette(["1", "4", "9"])
     folder = tmp_path / "thor_num_steps"
-    rows = {"train": [("FloorPlan1", "1"), ("FloorPlan1", "4"), ("FloorPlan2", "1")], "val": [("FloorPlan9", "9")]}
+    rows = {"train": [("FloorPlan1", "1"), ("FloorPlan1", "4"), ("FloorPlan2", "9")], "val": [("FloorPlan9", "9")]}
     for part, items in rows.items():
         lines = []
         for i, (scene, n) in enumerate(items):
@@ -33,7 +35,7 @@ def test_thor_num_steps(tmp_path):
     (folder / "val/FloorPlan9/0_rgb.jpg").unlink()
     with pytest.raises(UserError, match=r"val_labels.txt names 1 images, but 1 of them are not below .*FloorPlan9/0_rgb.jpg"):
         load_dataset("thor-num-steps", tmp_path)
-    for text, message in (("val/a/b\n", "lines of path and label"), ("val/a/b far\n", "there is 'far'"), ("\n", "is empty")):
+    for text, message in (("val/a/b\n", "lines of path and label"), ("val/a/b far\n", "there is 'far'"), ("\n", "is empty"), *TOO_FAR):
         write(folder / "val_labels.txt", text)
         with pytest.raises(UserError, match=message):
             load_dataset("thor-num-steps", tmp_path)
@@ -103,7 +105,8 @@ def test_nuscenes(tmp_path):
         ([{"token": "0a", "next": ""}], r"expected a list of img_a, img_b and label \(it comes with ViRB 2021"),
         ([train[0], train[0]], "has 1 pairs twice"),
         ([{**train[0], "img_b": "samples/none.jpg"}], "'samples/none.jpg'"),
-        ([{**train[0], "label": "reverse"}], "test has samples of 'reverse', but train has none"),
+        ([train[0]], "1 pairs of images are in train and in test: 'samples/CAM_FRONT"),
+        ([{**train[0], "img_b": train[0]["img_a"], "label": "reverse"}], "test has samples of 'reverse', but train has none"),
     ):
         write(folder / "nuScenes_test.json", content)
         with pytest.raises(UserError, match=message):

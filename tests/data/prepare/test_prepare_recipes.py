@@ -50,7 +50,7 @@ def test_every_dataset_has_a_recipe_below_a_known_place():
         assert recipes, name
         for recipe in recipes:
             assert recipe.place in (facts.places or FACTS["imagenet"].places)
-            assert all(part.rename or part.rename_with or part.link for part in recipe.parts)
+            assert all(part.rename or part.rename_with or part.rename_for or part.link for part in recipe.parts)
             assert len({part.key for part in recipe.parts}) == len(recipe.parts)
         assert len({recipe.title for recipe in recipes}) == len(recipes)
 
@@ -560,9 +560,11 @@ def test_imagenet_from_kaggle(downloads, root):
     rows = "".join(f"ILSVRC2012_val_{i:08d},{wnid} 1 2 3 4\n" for i, wnid in enumerate(SOME, 1))
     files["LOC_val_solution.csv"] = f"ImageId,PredictionString\n{rows}"
     zipped(downloads / "imagenet-object-localization-challenge.zip", files)
+    (downloads / "10percent.txt").write_text(f"{SOME[0]}_1.JPEG\n")
     done = prepare("imagenet", [downloads], root)
     planted(done.dataset, things)
     assert not (done.folder / "test").exists()
+    assert (done.folder / "10percent.txt").read_text() == f"{SOME[0]}_1.JPEG\n"  # where lowshot looks for it
 
 
 def test_subsets_of_imagenet(downloads, root):

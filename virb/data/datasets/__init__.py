@@ -18,7 +18,8 @@ from virb.sources import import_attribute
 
 _FAMILIES = (
     "digits", "folder", "shapes", "imagenet", "cifar", "caltech", "sun397", "eurosat", "pets", "dtd", "clevr", "thor", "nuscenes",
-    "kinetics", "torchvision_sets", "pcam", "voc", "inaturalist",
+    "kinetics", "torchvision_sets", "pcam", "voc", "inaturalist", "pets_masks",
+    "egohands", "cityscapes", "nyu", "ade20k", "voc_masks", "camvid", "thor_depth", "taskonomy", "kitti", "coco",
 )  # fmt: skip
 _DATASETS: dict[str, Callable[..., Dataset]] = {}
 _Function = TypeVar("_Function", bound=Callable[..., Dataset])

@@ -12,8 +12,11 @@ from virb.data.datasets.common import (
     Split,
     another_version,
     by_class,
+    check_all_classes,
+    check_once,
     class_folders,
     from_splits,
+    has_lists,
     holds_class_folders,
     locate,
     numbered,
@@ -40,8 +43,8 @@ def caltech101(root: Path | None, background: bool = True, seed: int = 0) -> Dat
     found = class_folders("caltech101", folder, layout)
     if not background:
         found.pop(BACKGROUND, None)
-    lists = [folder / file for file in _LISTS.values()]
-    if all(path.is_file() for path in lists):
+    check_all_classes("caltech101", found, folder / layout, without=int(BACKGROUND not in found))
+    if has_lists("caltech101", [folder / file for file in _LISTS.values()]):
         splits = {split: _listed(folder / file, images, background) for split, file in _LISTS.items()}
         classes = sorted({*found, *(cls for part in splits.values() for cls in part)})
         number = numbered("caltech101", classes, (cls for part in splits.values() for cls in part), "the lists")
@@ -56,9 +59,7 @@ def caltech101(root: Path | None, background: bool = True, seed: int = 0) -> Dat
 
 def caltech_rule(found: Mapping[str, list[str]], prefix: str = "", seed: int = 0) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Class -> training and test images of the fixed rule. Paths are hashed without ``prefix``, so every layout has the same split."""
-    bare = {cls: [path.removeprefix(prefix) for path in paths] for cls, paths in found.items()}
-    train, test = ruled_split("caltech101", bare, PER_CLASS, seed)
-    return tuple({cls: [prefix + path for path in paths] for cls, paths in part.items()} for part in (train, test))  # type: ignore[return-value]
+    return ruled_split("caltech101", found, PER_CLASS, seed, hashed=lambda path: path.removeprefix(prefix))
 
 
 def _listed(path: Path, prefix: str, background: bool) -> dict[str, list[str]]:
@@ -75,7 +76,9 @@ def _listed(path: Path, prefix: str, background: bool) -> dict[str, list[str]]:
 
 
 def _as_split(part: dict[str, list[str]], number: Mapping[str, int], path: Path) -> Split:
-    return by_class(part, number, str(path), listed=True)
+    split = by_class(part, number, str(path), listed=True)
+    check_once("caltech101", split.paths, str(path))
+    return split
 
 
 # A layout's name is the folder of the classes below the dataset's.

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from virb.data.datasets import register_dataset
-from virb.data.datasets.common import Layout, another_version, image_paths, locate, read_json, some
+from virb.data.datasets.common import Layout, another_version, check_classes, image_paths, locate, read_json, some
 from virb.data.images import Dataset, FileImages, Samples
 from virb.errors import UserError
 
 _COUNTS = tuple(str(n) for n in range(3, 11))  # objects of a scene, by construction
 _CAMERA = (8.0, 8.5, 9.0, 9.5, 10.0)  # bins of VTAB's distance
-_CAMERA_NAMES = ("below 8", "8 to 8.5", "8.5 to 9", "9 to 9.5", "9.5 to 10", "10 or more")
+_CAMERA_NAMES = ("to 8", "8 to 8.5", "8.5 to 9", "9 to 9.5", "9.5 to 10", "above 10")  # as in VTAB, a bin has its upper bound
+_FAR = 1000.0  # no coordinate of a scene is near this
 
 
 @register_dataset("clevr")
@@ -40,7 +41,13 @@ def clevr(root: Path | None) -> Dataset:
         samples[split] = Samples.one_per_image(lists[split], targets)
         distances.append(answers[:, 1].max())
     bins = tuple(f"{n / 2:g} to {(n + 1) / 2:g}" for n in range(int(max(distances)) + 1))
-    return Dataset("clevr", lists, samples, {"count": _COUNTS, "distance": bins, "camera_distance": _CAMERA_NAMES})
+    classes = {"count": _COUNTS, "distance": bins, "camera_distance": _CAMERA_NAMES}
+    for target in ("count", "camera_distance"):
+        check_classes(f"clevr ({target})", classes[target], {split: part.targets[target] for split, part in samples.items()})
+    # The outer bins of the distance have few scenes, and the published splits are as they are: a bin that only test has is no mistake.
+    alone = ~np.isin(samples["test"].targets["distance"], samples["train"].targets["distance"])
+    note = f"{int(alone.sum())} test scenes are in bins of the distance that no training scene is in" if alone.any() else ""
+    return Dataset("clevr", lists, samples, classes, note)
 
 
 def _scenes(path: Path) -> dict[str, list[Any]]:
@@ -72,10 +79,14 @@ def _check_pairs(files: list[str], scenes: dict[str, Any], images: Path, source:
 def _answers(objects: Any, source: Path, file: str) -> tuple[int, int, int]:
     try:
         count = len(objects)
-        nearest = min(math.sqrt(sum(float(x) ** 2 for x in thing["3d_coords"])) for thing in objects) if count else 0.0
-        depth = min(float(thing["pixel_coords"][2]) for thing in objects) if count else 0.0
+        places = [[float(x) for x in thing["3d_coords"]] for thing in objects]
+        depths = [float(thing["pixel_coords"][2]) for thing in objects]
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise another_version("clevr", source, f"objects with 3d_coords and pixel_coords, but {file} lacks {error}") from None
     if not 3 <= count <= 10:
         raise UserError(f"clevr: {source}: {file} has {count} objects; CLEVR's scenes have 3 to 10")
-    return count - 3, int(2 * nearest), int(np.searchsorted(_CAMERA, depth, side="right"))
+    wrong = next((x for x in (*depths, *(x for place in places for x in place)) if not abs(x) < _FAR), None)  # NaN is wrong, too
+    if wrong is not None:
+        raise UserError(f"clevr: {source}: {file} has an object with the coordinate {wrong}")
+    nearest = min(math.sqrt(sum(x**2 for x in place)) for place in places)
+    return count - 3, int(2 * nearest), int(np.searchsorted(_CAMERA, min(depths), side="left"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,8 @@ def locate(name: str, root: Path | None, layouts: Sequence[Layout], places: Sequ
         problem = f"{there} is there, but lacks what is looked for ({wanted})"
     else:
         problem = f"not found: looked for {wanted} in {', '.join(map(str, folders))}"
-    raise UserError(f"{name}: {problem}.\nGet it from {facts.source}; {facts.size}; {facts.licence}.")
-
-
-def no_root(root: Path | None, name: str) -> Path:
-    """``root``, or the message that there is none."""
-    if root is None:
-        raise UserError(f"{name}: no folder is given; use --data_root, or data: {{root: /path}} in the task")
-    return Path(root)
+    how = f"What you downloaded, virb data prepare {name} --source FOLDER unpacks; virb data list {name} says more."
+    raise UserError(f"{name}: {problem}.\nGet it from {facts.source}; {facts.size}; {facts.licence}. {how}")
 
 
 # Reading
@@ -186,6 +180,7 @@ def from_folders(
     """Splits that are trees ``folder/<place>/<class>/*``. Class numbers are those of ``classes``, else of the union of all splits' folders
     sorted by ``key``, so that a class missing in one split shifts nothing."""
     found = {split: class_folders(name, folder, place) for split, place in places.items()}
+    check_all_classes(name, set().union(*found.values()), folder)
     if classes is None:
         classes = sorted(set().union(*found.values()), key=key or (lambda text: text))
     splits = {}
@@ -232,8 +227,25 @@ def from_splits(
     return Dataset(name, lists, samples, {target: tuple(classes)}, note)
 
 
-def check_there(name: str, folder: Path, paths: Iterable[str], source: str) -> None:
-    """Every file of a list is there. Folders are listed once, which is much faster than asking for each of a million files."""
+def n_classes_of(name: str) -> int | None:
+    """How many classes the published dataset has, where that is known."""
+    return FACTS[name].n_classes if name in FACTS else None
+
+
+def check_all_classes(name: str, classes: Collection[str], folder: Path, without: int = 0) -> None:
+    """As many class folders as the published dataset has, less those that are left out: ``train`` and ``test`` are names that other
+    datasets have, too, and numbers on a part of the classes are no numbers of this dataset."""
+    wanted = n_classes_of(name)
+    if wanted is not None and len(classes) != wanted - without:
+        raise UserError(
+            f"{name}: {folder} has {len(classes):,} class folders ({some(sorted(classes))}), but {name} has {wanted:,} classes. "
+            "Is it another dataset, or not complete? To try things on fewer samples of all classes there is limit; for classes of your "
+            "own, task: folder"
+        )
+
+
+def check_there(name: str, folder: Path, paths: Iterable[str], source: str, what: str = "images") -> None:
+    """Every file of a list (of ``what``) is there. Folders are listed once: much faster than asking for each of a million files."""
     listings: dict[str, set[str]] = {}
     missing: list[str] = []
     total = 0
@@ -249,14 +261,22 @@ def check_there(name: str, folder: Path, paths: Iterable[str], source: str) -> N
             missing.append(path)
     if missing:
         raise UserError(
-            f"{name}: {source} names {total} images, but {len(missing)} of them are not below {folder}: {some(missing)}.\n"
-            "Is the download complete, and do list and images belong together?"
+            f"{name}: {source} names {total} {what}, but {len(missing)} of them are not below {folder}: {some(missing)}.\n"
+            f"Is the download complete, and do list and {what} belong together?"
         )
     if not total:
-        raise UserError(f"{name}: {source} names no images")
+        raise UserError(f"{name}: {source} names no {what}")
 
 
-def check_apart(name: str, splits: Mapping[str, Sequence[str]]) -> None:
+def check_once(name: str, paths: Sequence[str], source: str) -> None:
+    """No list names an image twice: it would count twice."""
+    if len(set(paths)) < len(paths):
+        seen: set[str] = set()
+        twice = [path for path in paths if path in seen or seen.add(path)]  # type: ignore[func-returns-value]
+        raise UserError(f"{name}: {source} names {len(twice)} images twice: {some(twice)}")
+
+
+def check_apart(name: str, splits: Mapping[str, Sequence[str]], what: str = "images") -> None:
     """No image is in two splits."""
     seen: dict[str, set[str]] = {}
     for split, paths in splits.items():
@@ -264,7 +284,7 @@ def check_apart(name: str, splits: Mapping[str, Sequence[str]]) -> None:
         for other, known in seen.items():
             both = sorted(here & known)
             if both:
-                raise UserError(f"{name}: {len(both)} images are in {other} and in {split}: {some(both)}")
+                raise UserError(f"{name}: {len(both)} {what} are in {other} and in {split}: {some(both)}")
         seen[split] = here
 
 
@@ -296,19 +316,32 @@ def ranked(purpose: str, items: Sequence[str], seed: int = 0) -> list[str]:
 
 
 def ruled_split(
-    purpose: str, images: Mapping[str, Sequence[str]], train: int | float, seed: int = 0
+    purpose: str,
+    images: Mapping[str, Sequence[str]],
+    train: int | float,
+    seed: int = 0,
+    hashed: Callable[[str], str] = lambda path: path,
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Class -> images for train and for test: of each class ``train`` images (or this share of them, rounded) by the fixed rule of
-    ``ranked``, at least one left for test where there are two."""
+    ``ranked``, at least one left for test where there are two. ``hashed``: what of a path the rule sees, which every layout has alike."""
     first: dict[str, list[str]] = {}
     rest: dict[str, list[str]] = {}
     for cls, paths in images.items():
         wanted = train if isinstance(train, int) else round(train * len(paths))
         n = min(max(wanted, 1), max(len(paths) - 1, 1))
-        chosen = set(ranked(purpose, list(paths), seed)[:n])
-        first[cls] = [path for path in paths if path in chosen]
-        rest[cls] = [path for path in paths if path not in chosen]
+        chosen = set(ranked(purpose, [hashed(path) for path in paths], seed)[:n])
+        first[cls] = [path for path in paths if hashed(path) in chosen]
+        rest[cls] = [path for path in paths if hashed(path) not in chosen]
     return first, rest
+
+
+def has_lists(name: str, lists: Iterable[Path]) -> bool:
+    """Whether the lists of a split are there; UserError where only some of them are, because another split would be measured silently."""
+    lists = list(lists)
+    missing = [path.name for path in lists if not path.is_file()]
+    if 0 < len(missing) < len(lists):
+        raise UserError(f"{name}: {lists[0].parent} has half a split: {some(missing)} {'is' if len(missing) == 1 else 'are'} not there")
+    return not missing
 
 
 def by_class(images: Mapping[str, Sequence[str]], number: Mapping[str, int], source: str, listed: bool = False) -> Split:

@@ -10,9 +10,11 @@ from virb.data.datasets.common import (
     Split,
     another_version,
     by_class,
+    check_all_classes,
     class_folders,
     from_folders,
     from_splits,
+    has_lists,
     holds_class_folders,
     locate,
     read_lines,
@@ -43,18 +45,14 @@ def eurosat(root: Path | None, seed: int = 0) -> Dataset:
     found = class_folders(name, folder, layout)
     classes = sorted(found)
     number = {cls: i for i, cls in enumerate(classes)}
+    check_all_classes(name, classes, folder / layout)
     lists = {split: folder / f"eurosat-{split}.txt" for split in ("train", "val", "test")}
-    if all(path.is_file() for path in lists.values()):
+    if has_lists(name, lists.values()):
         prefix = f"{layout}/" if layout else ""
         splits = {split: _listed(path, prefix, number) for split, path in lists.items()}
         return from_splits(name, folder, splits, classes, note="split: the lists eurosat-*.txt")
-    # The rule sees file names alone, so every layout has the same split.
-    train, test = ruled_split(name, {cls: [path.rpartition("/")[2] for path in paths] for cls, paths in found.items()}, _TRAIN_SHARE, seed)
-    parts = {}
-    for split, chosen in (("train", train), ("test", test)):
-        names = {cls: set(files) for cls, files in chosen.items()}
-        kept = {cls: [path for path in paths if path.rpartition("/")[2] in names[cls]] for cls, paths in found.items()}
-        parts[split] = by_class(kept, number, str(folder))
+    train, test = ruled_split(name, found, _TRAIN_SHARE, seed, hashed=lambda path: path.rpartition("/")[2])
+    parts = {split: by_class(part, number, str(folder)) for split, part in (("train", train), ("test", test))}
     return from_splits(name, folder, parts, classes, note=f"split: 80 % of each class by the fixed rule, seed {seed}")
 
 

@@ -1,4 +1,4 @@
-"""What is known of the public image-level datasets: where they lie below the data root, official sizes, where they come from, and terms.
+"""What is known of the public datasets: where they lie below the data root, official sizes, where they come from, and terms.
 
 Read by messages about absent data, by ``virb data`` and by ``docs/data.md``. Split names are ours: ``test`` is what is reported (ImageNet's
 official validation set, say), ``val`` an official validation split beside it.
@@ -6,28 +6,14 @@ official validation set, say), ``val`` an official validation split beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from virb.data.datasets.facts_semantic import SEMANTIC
+from virb.data.datasets.facts_structural import STRUCTURAL
+from virb.data.datasets.sheet import VIRB, Count, Facts
 
-Count = int | tuple[int, ...]  # several: published versions of different size
-
-
-@dataclass(frozen=True)
-class Facts:
-    """``places``: folders below the data root that are tried, in order. ``splits``: official numbers of samples. ``size``: to download."""
-
-    places: tuple[str, ...]
-    splits: Mapping[str, Count]
-    n_classes: int | None
-    size: str
-    source: str
-    licence: str
-    total: int | None = None  # of all splits, where the split is not official
-
+__all__ = ["FACTS", "Count", "Facts"]
 
 _STANFORD = "research and educational use, not commercial"
 _IMAGENET = "ImageNet terms: non-commercial research, registration needed"
-_VIRB = "https://prior-datasets.s3.us-east-2.amazonaws.com/ViRB/"
 
 FACTS: dict[str, Facts] = {
     "imagenet": Facts(
@@ -54,6 +40,7 @@ FACTS: dict[str, Facts] = {
         "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz, and Partitions.zip beside it",
         "research use",
         total=108_754,
+        by_note={"official partition": {"train": 19_850, "test": 19_850}},
     ),
     "cifar100": Facts(
         ("cifar-100-python", "cifar-100", "cifar-100-binary", "cifar100"),
@@ -76,7 +63,7 @@ FACTS: dict[str, Facts] = {
         {"train": 3_060},
         102,
         "0.14 GB",
-        f"https://data.caltech.edu/records/mzrjq-6wc02; ViRB's lists: {_VIRB}caltech101_train.json and ..._test.json",
+        f"https://data.caltech.edu/records/mzrjq-6wc02; ViRB's lists: {VIRB}caltech101_train.json and ..._test.json",
         "CC BY 4.0",
         total=9_144,
     ),
@@ -88,6 +75,7 @@ FACTS: dict[str, Facts] = {
         "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip)",
         "MIT",
         total=27_000,
+        by_note={"split: the lists": {"train": 16_200, "val": 5_400, "test": 5_400}},
     ),
     "pets": Facts(
         ("oxford-iiit-pet", "pets"),
@@ -104,6 +92,7 @@ FACTS: dict[str, Facts] = {
         "0.6 GB",
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
         "research use",
+        by_note={"folders": {"train": (1_880, 3_760), "test": 1_880}},
     ),
     "clevr": Facts(
         ("CLEVR", "clevr/CLEVR_v1.0", "CLEVR_v1.0"),
@@ -114,14 +103,14 @@ FACTS: dict[str, Facts] = {
         "CC BY 4.0",
     ),
     "thor-num-steps": Facts(
-        ("thor_num_steps",), {"train": 60_000}, None, "0.7 GB", f"{_VIRB}thor_num_steps.zip", "no licence stated (made with AI2-THOR)"
+        ("thor_num_steps",), {"train": 60_000}, None, "0.7 GB", f"{VIRB}thor_num_steps.zip", "no licence stated (made with AI2-THOR)"
     ),
     "thor-actions": Facts(
         ("thor_action_prediction", "thor_egomotion"),
         {"train": 60_000},
         5,
         "1.3 GB",
-        f"{_VIRB}thor_egomotion.zip",
+        f"{VIRB}thor_egomotion.zip",
         "no licence stated (made with AI2-THOR)",
     ),
     "nuscenes-actions": Facts(
@@ -129,7 +118,7 @@ FACTS: dict[str, Facts] = {
         {"train": 28_000},
         None,
         "53 GB",
-        f"https://www.nuscenes.org/nuscenes (samples and sweeps); ViRB's lists: {_VIRB}nuScenes_train.json and nuScenes_test.json",
+        f"https://www.nuscenes.org/nuscenes (samples and sweeps); ViRB's lists: {VIRB}nuScenes_train.json and nuScenes_test.json",
         "CC BY-NC-SA 4.0, registration needed",
     ),
     "kinetics": Facts(
@@ -273,4 +262,4 @@ FACTS: dict[str, Facts] = {
     ),
 }
 
-EXPECTED: dict[str, Mapping[str, Count]] = {name: facts.splits for name, facts in FACTS.items()}
+FACTS |= SEMANTIC | STRUCTURAL

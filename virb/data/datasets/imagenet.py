@@ -22,6 +22,7 @@ from virb.data.datasets.common import (
     Split,
     another_version,
     by_class,
+    check_all_classes,
     check_there,
     class_folders,
     from_folders,
@@ -43,6 +44,7 @@ CORRUPTIONS = (
 _GROUPS = ("noise", "blur", "weather", "digital", "extra")  # folders of the published archives, if they were kept
 _V2 = ("matched-frequency", "threshold-0.7", "threshold0.7", "top-images")
 _N_VAL = 50_000
+LOW_SHOT_LISTS = {"1percent.txt": (0.01, 12_811), "10percent.txt": (0.1, 128_116)}  # SimCLR's, beside train/: share, samples
 
 
 def wnids(subset: str = "imagenet") -> tuple[str, ...]:
@@ -62,6 +64,7 @@ def imagenet(root: Path | None) -> Dataset:
         return from_folders("imagenet", folder, {"train": "train", "test": "val"}, wnids())
     number = {wnid: i for i, wnid in enumerate(wnids())}
     train = class_folders("imagenet", folder, "train")
+    check_all_classes("imagenet", train, folder / "train")
     numbered("imagenet", wnids(), train, str(folder / "train"))
     splits = {"train": by_class(train, number, str(folder / "train")), "test": _flat_val(folder, number)}
     return from_splits("imagenet", folder, splits, wnids(), note="validation images in one folder")
@@ -128,6 +131,7 @@ def imagenet100(root: Path | None) -> Dataset:
             train.setdefault(wnid, []).extend(paths)
     test = class_folders(name, folder, "val.X")
     classes = sorted(set(train) | set(test))
+    check_all_classes(name, classes, folder)
     labels = folder / "Labels.json"
     if labels.is_file():
         listed = read_json(name, labels)
@@ -152,6 +156,7 @@ def imagenetv2(root: Path | None) -> Dataset:
     folder, _ = locate(name, root, (Layout("class folders 0 to 999", also=_is_numbered),))
     classes = wnids()
     folders = class_folders(name, folder, "")
+    check_all_classes(name, folders, folder)
     if all(cls.isdigit() for cls in folders):
         outside = sorted(cls for cls in folders if int(cls) >= len(classes))
         if outside:
@@ -204,16 +209,17 @@ def _scored_on(name: str, root: Path | None, classes: tuple[str, ...]) -> Datase
 def imagenet_c(root: Path | None, corruptions: Sequence[str] = CORRUPTIONS, severities: Sequence[int] = (1, 2, 3, 4, 5)) -> Dataset:
     """ImageNet's validation images under 15 corruptions of 5 severities: ``[group/]<corruption>/<severity>/<wnid>/*``.
 
-    Targets: ``class``; ``corruption`` (number in ``corruptions``); ``severity`` (as it is, 1 to 5); ``corrupted``, int64 (N, 3), all three
-    together, for mCE. The unit is the photograph, which comes 75 times.
+    Targets: ``class``; ``corruption`` (number in ``CORRUPTIONS``, also where some are left out); ``severity`` (as it is, 1 to 5);
+    ``corrupted``, int64 (N, 3), all three together, for mCE. The unit is the photograph, which comes 75 times.
     """
     name, classes = "imagenet-c", wnids()
-    corruptions = tuple(corruptions)
+    _check_some(name, "corruptions", corruptions, CORRUPTIONS)
+    _check_some(name, "severities", severities, (1, 2, 3, 4, 5))
     folder, _ = locate(name, root, (Layout(f"<corruption>/<severity>/<wnid>, as {corruptions[0]}", also=_holds_corruptions),))
     number = {wnid: i for i, wnid in enumerate(classes)}
     paths: list[str] = []
     rows: list[tuple[int, int, int]] = []
-    for c, corruption in enumerate(corruptions):
+    for corruption in corruptions:
         place = next((p for p in (corruption, *(f"{g}/{corruption}" for g in _GROUPS)) if (folder / p).is_dir()), None)
         if place is None:
             there = [p for p in subfolders(folder) if p in CORRUPTIONS or p in _GROUPS]
@@ -223,13 +229,24 @@ def imagenet_c(root: Path | None, corruptions: Sequence[str] = CORRUPTIONS, seve
             numbered(name, classes, found, f"the folders of {folder / place / str(severity)}")
             for wnid, images in found.items():
                 paths += images
-                rows += [(number[wnid], c, severity)] * len(images)
+                rows += [(number[wnid], CORRUPTIONS.index(corruption), severity)] * len(images)
     images_list = FileImages("test", folder, paths)
     table = np.array(rows, dtype=np.int64).reshape(len(rows), 3)
     targets: dict[str, Any] = {"class": table[:, 0], "corruption": table[:, 1], "severity": table[:, 2], "corrupted": table}
     units = [path.rpartition("/")[2] for path in paths]
     samples = Samples.one_per_image(images_list, targets, units)
-    return Dataset(name, {"test": images_list}, {"test": samples}, {"class": classes, "corruption": corruptions, "corrupted": classes})
+    return Dataset(name, {"test": images_list}, {"test": samples}, {"class": classes, "corruption": CORRUPTIONS, "corrupted": classes})
+
+
+def _check_some(name: str, option: str, given: Any, known: Sequence[Any]) -> None:
+    """UserError unless ``given`` is a list of some of the known values, each once."""
+    if not isinstance(given, list | tuple) or not given:
+        raise UserError(f"{name}: data: {{{option}: [...]}} is a list of some of {', '.join(map(str, known))}; got {given!r}")
+    unknown = [value for value in given if isinstance(value, bool) or value not in known]
+    if unknown:
+        raise UserError(f"{name}: data: {{{option}: ...}} has {unknown[0]!r}; there are {', '.join(map(str, known))}")
+    if len(set(given)) < len(given):
+        raise UserError(f"{name}: data: {{{option}: ...}} names something twice: {', '.join(map(str, given))}")
 
 
 def _holds_corruptions(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from virb.data.datasets import register_dataset
-from virb.data.datasets.common import Layout, another_version, check_classes, check_there, locate, read_json
+from virb.data.datasets.common import Layout, another_version, check_apart, check_classes, check_there, locate, read_json
 from virb.data.images import Dataset, FileImages, Samples
 from virb.errors import UserError
 
@@ -39,6 +39,7 @@ def nuscenes_actions(root: Path | None) -> Dataset:
             raise UserError(f"{name}: {folder / f'nuScenes_{split}.json'} has {len(ids) - len(set(ids))} pairs twice")
         units = [_drive(pair["img_a"]) for pair in part]
         samples[split] = Samples.from_rows(ids, split, rows, {"class": labels[split]}, units)
+    check_apart(name, {split: part.ids.tolist() for split, part in samples.items()}, "pairs of images")
     check_classes(name, classes, labels)
     return Dataset(name, lists, samples, {"class": classes})
 

@@ -14,6 +14,7 @@ from virb.errors import UserError
 
 ACTIONS = ("MoveAhead", "RotateLeft", "RotateRight", "LookUp", "LookDown")
 _SPLITS = {"train": "train", "test": "val"}
+_MOST_STEPS = 1000  # in a room; every number up to the largest is a class
 _LISTS = ("train_labels.txt", "val_labels.txt")
 
 
@@ -28,6 +29,9 @@ def thor_num_steps(root: Path | None) -> Dataset:
         wrong = next((word for word in words if not (word.isascii() and word.isdigit())), None)
         if wrong is not None:
             raise another_version(name, source, f"lines of path and number of steps, but there is {wrong!r}")
+        far = next((word for word in words if len(word) > 4 or int(word) > _MOST_STEPS), None)
+        if far is not None:
+            raise another_version(name, source, f"at most {_MOST_STEPS} steps, but there is {far}")
         steps = np.array([int(word) for word in words], dtype=np.int64)
         most = max(most, int(steps.max()))
         files = [f"{path}_rgb.jpg" for path in paths]
@@ -35,7 +39,9 @@ def thor_num_steps(root: Path | None) -> Dataset:
         lists[split] = FileImages(split, base, files)
         samples[split] = Samples.one_per_image(lists[split], {"class": steps}, _scenes(paths))
     check_apart(name, {split: list(images.paths) for split, images in lists.items()})
-    return Dataset(name, lists, samples, {"class": tuple(str(n) for n in range(most + 1))})
+    classes = tuple(str(n) for n in range(most + 1))
+    check_classes(name, classes, {split: part.targets["class"] for split, part in samples.items()})
+    return Dataset(name, lists, samples, {"class": classes})
 
 
 @register_dataset("thor-actions")

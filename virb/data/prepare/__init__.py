@@ -22,8 +22,8 @@ from virb.io import Lease, read_json, write_json
 __all__ = ["STATE", "Prepared", "Recipe", "places_of", "prepare", "recipes_of", "state_of", "stored_split"]
 
 _FAMILIES = (
-    "caltech", "cifar", "clevr", "eurosat", "fine_grained", "imagenet", "imagenet_shifts", "kinetics", "nuscenes", "others", "scenes",
-    "thor",
+    "caltech", "cifar", "clevr", "coco", "eurosat", "fine_grained", "imagenet", "imagenet_shifts", "kinetics", "nuscenes", "others",
+    "scenes", "semantic", "structural", "thor",
 )  # fmt: skip
 SPLIT_FILE = "virb_split.json"
 _OPEN = "unfinished.json"  # lies beside the stamps from the first archive until the dataset can be read
@@ -85,7 +85,7 @@ def prepare(dataset: str, sources: Sequence[Path], root: Path, *, force: bool = 
                     fresh = link(source, target, part.link)
                     lines.append(f"{folder / part.link} {'is now' if fresh else 'is'} a link to {source}: keep that folder")
                     continue
-                rename = part.rename_with(found) if part.rename_with else part.rename
+                rename = part.rename_with(found) if part.rename_with else part.rename_for(source) if part.rename_for else part.rename
                 assert rename is not None  # by the recipe
                 done = unpack(source, target, rename, key=part.key, nested=part.is_nested, tell=tell, force=force)
                 if done.before:
@@ -95,6 +95,8 @@ def prepare(dataset: str, sources: Sequence[Path], root: Path, *, force: bool = 
                     lines.append(f"{source.name}: {done.written:,} file{'s' * (done.written != 1)} written{there}")
                 if done.left_out:
                     lines.append(f"{source.name}: left out {len(done.left_out)} links to what was not unpacked, such as {done.left_out[0]}")
+        if recipe.convert is not None:
+            lines += recipe.convert(folder, tell)
         result = _read(dataset, root, folder)
         lines += [
             f"tasks read {place}, which comes before {folder}; move it away to use the new one" for place in _elsewhere(result, folder)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from virb.data.datasets.imagenet import LOW_SHOT_LISTS
 from virb.data.prepare.archives import Archive, reading
 from virb.data.prepare.extract import Rename
-from virb.data.prepare.recipes import Found, Part, add, below, rules
+from virb.data.prepare.recipes import Found, Part, add, below, named, rules
 from virb.errors import UserError
 
 _META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
@@ -69,6 +70,7 @@ _VALIDATION = (
     ),
     Part("val", ("ILSVRC2012_img_val.tar",), rename_with=validation_folders),
 )
+_LISTS = tuple(Part(file, (file,), named(file), needed=False) for file in LOW_SHOT_LISTS)
 _KAGGLE = rules((r"ILSVRC/Data/CLS-LOC/((?:train|val)/.+\.JPEG)", r"\1"), (r"LOC_val_solution\.csv", r"\g<0>"))
 
 add(
@@ -76,12 +78,14 @@ add(
     "imagenet",
     Part("train", ("ILSVRC2012_img_train.tar",), rules((r"(n\d{8})\.tar/(.+\.JPEG)", r"train/\1/\2")), nested=r"n\d{8}\.tar"),
     *_VALIDATION,
+    *_LISTS,
 )
 add(
     "imagenet",
     "imagenet",
     Part("all", ("imagenet-object-localization-challenge.zip", "imagenet_object_localization_patched2019.tar.gz"), _KAGGLE),
     Part("answers", ("LOC_val_solution.csv",), rules((r".+", "LOC_val_solution.csv")), needed=False),
+    *_LISTS,
     title="Kaggle's imagenet-object-localization-challenge.zip",
 )
 add("imagenet-real", "imagenet", *_VALIDATION, note="the validation images of ImageNet; training images are not needed")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from virb.data.datasets.facts import FACTS
-from virb.data.prepare.extract import Rename, fingerprint
+from virb.data.prepare.extract import Rename, Tell, fingerprint
 from virb.errors import UserError
 
 _DEPTH = 3  # folders below a source that are looked through
 Found = Mapping[str, Sequence[Path]]  # files or folders by part
+Convert = Callable[[Path, Tell], Iterable[str]]  # (the dataset's folder, progress) -> a line per thing that was done; safe to call again
 
 
 def rules(*pairs: tuple[str, str]) -> Rename:
@@ -48,6 +49,7 @@ class Part:
     names: tuple[str, ...]
     rename: Rename | None = None
     rename_with: Callable[[Found], Rename] | None = None  # where another part says what goes where
+    rename_for: Callable[[Path], Rename] | None = None  # where the archive's own name says what goes where
     nested: str = ""  # pattern of members that are archives themselves
     folders: tuple[str, ...] = ()  # the same unpacked already: linked as ``link``
     link: str = ""
@@ -70,6 +72,7 @@ class Recipe:
     parts: tuple[Part, ...]
     title: str = ""
     note: str = ""
+    convert: Convert | None = None  # what is left to do when everything is unpacked
 
     @property
     def needed(self) -> list[Part]:
@@ -79,10 +82,10 @@ class Recipe:
 _RECIPES: dict[str, list[Recipe]] = {}
 
 
-def add(dataset: str, place: str, *parts: Part, title: str = "", note: str = "") -> None:
+def add(dataset: str, place: str, *parts: Part, title: str = "", note: str = "", convert: Convert | None = None) -> None:
     """Registers one way to make ``dataset``; of several, the first whose parts are there is taken."""
     known = _RECIPES.setdefault(dataset, [])
-    recipe = Recipe(dataset, place, parts, title, note)
+    recipe = Recipe(dataset, place, parts, title, note, convert)
     if all(other.title != title for other in known):
         known.append(recipe)
 

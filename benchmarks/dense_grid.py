@@ -1,0 +1,167 @@
+"""What a grid of dense heads costs against one head: python benchmarks/dense_grid.py [--quick]
+
+One epoch of training at 512 x 512, ViT-S/16 with random weights, batch 16. ``streamed``: the encoder runs for every batch, once for all
+heads; ``cached``: maps are read from memory. Heads take their step one after the other, so the memory of activations is that of one head.
+The last columns are the arithmetic of a head's step (forward and both gradients) and the activations that it keeps for its backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from frame import Table, main, paired, seconds_text, times
+
+import virb
+from virb.config.dense import DeepLabConfig, DenseConfig, DenseLinearConfig, PixelShuffleConfig
+from virb.data.placement import DenseTarget
+from virb.data.transforms import Geometry
+from virb.features.feature_set import EncodedRows, SampleFeatures
+from virb.probes.base import RoleData, Seen
+from virb.probes.dense_data import DenseSplit, loss_grid
+from virb.probes.dense_heads import MapShape, build_head
+from virb.probes.dense_losses import find_dense_loss
+from virb.probes.dense_train import DenseRecipe, train_heads
+
+BATCH = 16
+
+
+def split(maps: Sequence[SampleFeatures], n: int, size: int, n_classes: int, device: torch.device) -> DenseSplit:
+    geometry = Geometry((size, size), "squash", "none", 1.0, "bilinear", None)
+    labels = np.random.default_rng(0).integers(0, n_classes, (n, size // 8, size // 8), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    ids = np.array([str(i) for i in range(n)])
+    seen = Seen((geometry,), (size, size), np.arange(n), np.arange(n + 1))
+    return DenseSplit("fit", RoleData(maps[0], list(labels), ids, ids, tuple(maps), seen), DenseTarget("labels"), device, n_classes)
+
+
+def map_shape(features: SampleFeatures) -> MapShape:
+    channels, height, width = (features.shape or ())[-3:]
+    return channels, height, width
+
+
+def epoch(configs: dict[str, DenseConfig], data: DenseSplit, n_classes: int, device: torch.device) -> Callable[[], object]:
+    """Trains all of them for an epoch; warm already, and targets are kept."""
+    shapes = [map_shape(features) for features in data.role.maps]
+    grids = {
+        name: loss_grid(data.seen, output_grid(config, shapes, n_classes), config.loss_size, config.every_output)
+        for name, config in configs.items()
+    }
+    recipe = DenseRecipe(1, BATCH, BATCH, 0, "cross_entropy", ("miou",), True, only_last=True)
+
+    def run() -> None:
+        train_heads(
+            lambda name: build_head(configs[name], shapes, n_classes).to(device),
+            configs,
+            data,
+            None,
+            recipe,
+            find_dense_loss("cross_entropy"),
+            grids,
+        )
+
+    run()
+    return run
+
+
+def output_grid(config: DenseConfig, shapes: Sequence[MapShape], n_classes: int) -> tuple[int, int]:
+    head = build_head(config, shapes, n_classes).to("meta").eval()
+    found = head([torch.empty((1, *shape), device="meta") for shape in shapes])
+    return found.shape[-2], found.shape[-1]
+
+
+def features(kind: str, request: str, n: int, size: int, device: torch.device) -> list[SampleFeatures]:
+    encoder = virb.load_encoder({"arch": "vit_small", "weights": "random"}, name="vit_small").to(device)
+    names = [str(one) for one in encoder.spec.expand(request)]
+    pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    last: dict[str, torch.Tensor] = {}
+
+    def encode(name: str) -> Callable[[np.ndarray], torch.Tensor]:
+        def read(rows: np.ndarray) -> torch.Tensor:
+            if kind == "cached":
+                return kept[name][torch.from_numpy(rows)]
+            if name not in last:
+                last.update(forward(rows))
+            return last.pop(name)
+
+        return read
+
+    def forward(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        with torch.no_grad():  # heads record these for their backward
+            found = encoder(encoder.prepare(pixels[torch.from_numpy(rows)].to(device)), names)
+        return {name: found[name] for name in names}
+
+    kept = {}
+    if kind == "cached":
+        parts = [forward(np.arange(start, min(start + BATCH, n))) for start in range(0, n, BATCH)]
+        kept = {name: torch.cat([part[name] for part in parts]) for name in names}
+    side = size // 16
+    shape = (encoder.spec.embed_dim, side, side)
+    return [SampleFeatures([EncodedRows(n, shape, encode(name))], np.arange(n), np.arange(n + 1), device, "streamed") for name in names]
+
+
+def arithmetic(config: DenseConfig, maps: Sequence[SampleFeatures], n_classes: int) -> tuple[float, float]:
+    """GFLOP of a step of one head on one image, and MB of activations kept for its backward."""
+    from torch.autograd.graph import saved_tensors_hooks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes = [map_shape(one) for one in maps]
+    head = build_head(config, shapes, n_classes).train()
+    held: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = head([torch.randn(2, *shape) for shape in shapes])
+        out.sum().backward()
+    weights = sum(parameter.numel() * 4 for parameter in head.parameters())
+    return counter.get_total_flops() / 2e9, max(0, sum(held.values()) - weights) / 2e6
+
+
+def table(quick: bool = False) -> Table:
+    """On a CPU with one thread, as workers compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _table(quick, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _table(quick: bool, device: torch.device) -> Table:
+    n, size, repeats = (BATCH, 128, 1) if quick else (2 * BATCH, 512, 1 if device.type == "cpu" else 3)
+    heads: list[tuple[str, DenseConfig, str, int, tuple[str, ...], int]] = [
+        ("dense-linear, 21 classes", DenseLinearConfig(optimizer="adamw", lr=1e-3), "tokens[-1]", 21, ("streamed", "cached"), 8),
+        ("dense-linear, 150 classes", DenseLinearConfig(optimizer="adamw", lr=1e-3), "tokens[-1]", 150, ("streamed", "cached"), 8),
+    ]
+    if not quick:
+        heads += [
+            ("pixelshuffle, 21 classes", PixelShuffleConfig(optimizer="adamw", lr=1e-4), "pyramid", 21, ("streamed",), 2),
+            ("deeplab, 21 classes", DeepLabConfig(optimizer="adamw", lr=1e-4), "pyramid", 21, ("streamed",), 2),
+        ]
+    rows = []
+    for title, config, request, n_classes, kinds, k in heads:
+        for kind in kinds:
+            maps = features(kind, request, n, size, device)
+            data = split(maps, n, size, n_classes, device)
+            many = {f"lr{i}": config.model_copy(update={"lr": config.lr * 1.3**i}) for i in range(k)}
+            together, one, ratio = paired(epoch(many, data, n_classes, device), epoch({"one": config}, data, n_classes, device), repeats)
+            flops, held = arithmetic(config, maps, n_classes)
+            cells = (str(k), seconds_text(together), seconds_text(one), times(ratio), f"{flops:.2f}", f"{held:.1f}")
+            rows.append((f"{title}, {kind}", *cells))
+    notes = ["streamed maps are encoded once for all heads of a batch; cached ones leave the heads alone"]
+    if device.type == "cuda":
+        notes.append(f"peak device memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GB")
+    return Table(
+        f"A grid of dense heads: an epoch of {n} images at {size} px, ViT-S/16, batch {BATCH}",
+        ("head, features", "heads", "all heads", "one head", "ratio", "GFLOP/image", "MB/image"),
+        tuple(rows),
+        tuple(notes),
+        gpu="" if device.type == "cuda" else "python benchmarks/dense_grid.py",
+    )
+
+
+if __name__ == "__main__":
+    main(table, __doc__)

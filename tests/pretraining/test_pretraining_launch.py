@@ -1,0 +1,104 @@
+"""Slurm jobs by submitit, as far as they can be tried without a cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_support import DEFAULTS, TinyData, options_for, run
+
+from virb.pretraining.launch import Task, parameters, rendezvous, submit
+from virb.pretraining.options import plain
+
+needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is an extra")
+
+
+def train_here(method: str, values: Mapping[str, Any], recipe: str, keep_going_on_term: bool) -> int:
+    """What a task of the job runs: the tiny method of these tests."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from engine_support import Tiny
+
+    from virb.pretraining.distributed import join
+    from virb.pretraining.engine import train
+
+    keys = {name: value for name, value in values.items() if name not in ("output_dir",)}
+    options = options_for(values["output_dir"], **keys)
+    ranks = join("cpu")
+    summary = train(Tiny(options), options, TinyData(26, pause=0.2), ranks, recipe=recipe, keep_going_on_term=keep_going_on_term)
+    ranks.close()
+    return 128 + summary.stopped if summary.stopped else 0
+
+
+class Place:
+    """A task of a submitit job."""
+
+    job_id, num_tasks, num_nodes, global_rank, local_rank = "77", 16, 2, 11, 3
+    hostnames = ("n1", "n2")
+
+
+def test_torchrun_variables_of_a_task() -> None:
+    found = rendezvous(Place())
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"], found["LOCAL_WORLD_SIZE"]) == ("11", "16", "3", "8")
+    assert found["MASTER_ADDR"] == "n1"
+    assert 20_000 <= int(found["MASTER_PORT"]) < 40_000
+
+
+def test_parameters_have_the_meaning_of_the_original_flags(tmp_path: Path) -> None:
+    options = options_for(tmp_path, device="auto", partition="gpu", comment="for a deadline", use_volta32=True)
+    assert parameters(options, "virb-dino") == {
+        "name": "virb-dino",
+        "nodes": 2,
+        "tasks_per_node": 8,
+        "gpus_per_node": 8,
+        "cpus_per_task": 10,
+        "mem_gb": 320,
+        "timeout_min": 2800,
+        "slurm_signal_delay_s": 120,
+        "slurm_partition": "gpu",
+        "slurm_comment": "for a deadline",
+        "slurm_constraint": "volta32gb",
+    }
+    assert "gpus_per_node" not in parameters(options_for(tmp_path, device="cpu"), "virb-dino")
+
+
+@needs_submitit
+@pytest.mark.slow
+def test_a_job_is_preempted_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks on this machine get the signal that Slurm sends; the job is requeued and ends as one that was left alone."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{Path(__file__).parent}:{':'.join(sys.path)}")
+    run(tmp_path / "whole", batch_size_per_gpu=8)
+    options = options_for(tmp_path / "runs" / "%j", nodes=1, ngpus=2, mem_per_gpu=0, cpus_per_task=1, timeout=5)
+    values = {name: value for name, value in plain(options).items() if name in DEFAULTS}
+    job, folder = submit(options, Task(train_here, "tiny", values, "tiny_recipe"), cluster="local")
+    import submitit
+
+    handle = submitit.local.local.LocalJob(folder, job, tasks=[0, 1])
+    output = tmp_path / "runs" / job
+    deadline = time.monotonic() + 90
+    while not (output / "log.txt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (path / "stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if parent == job:
+            os.kill(int(path.name), signal.SIGUSR2)
+    while not (folder / f"{job}_0_result.pkl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    log = (folder / f"{job}_0_log.out").read_text()
+    assert "Requeued job" in log, log
+    assert handle.results() == [0, 0], log
+    one, two = (torch.load(path / "checkpoint.pth", weights_only=True) for path in (tmp_path / "whole", output))
+    for name, value in one["teacher"].items():
+        torch.testing.assert_close(value, two["teacher"][name], rtol=1e-5, atol=1e-6)
+    assert two["virb"]["step"] == 9

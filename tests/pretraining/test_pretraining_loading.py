@@ -1,0 +1,222 @@
+"""Views for the training: the same from any process, rank and starting point; images decoded once; nothing left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from virb.data.images import ImageList
+from virb.errors import BadImage, UserError, ViRBError
+from virb.pretraining import loading
+from virb.pretraining.augment import augment_pil, draw, normalize
+from virb.pretraining.engine import BatchPlan
+from virb.pretraining.loading import Store, ViewSource
+from virb.pretraining.methods import CropRecipe, Views, ViewSpec
+
+SPEC = ViewSpec((CropRecipe(16, (0.4, 1.0), 2, blur=0.5, solarize=0.2), CropRecipe(8, (0.1, 0.4), 3)), 2)
+
+
+class Pictures(ImageList):
+    """Random images of two sizes, that count how often each is read."""
+
+    def __init__(self, n: int = 40, bad: Sequence[int] = ()) -> None:
+        self.name, self.ids, self.bad = "pictures", [f"{i}.png" for i in range(n)], set(bad)
+        self.reads: Counter[int] = Counter()
+
+    def read(self, i: int) -> Image.Image:
+        self.reads[i] += 1
+        if i in self.bad:
+            raise BadImage(f"{self.ids[i]}: is broken")
+        height = 20 + 4 * (i % 2)
+        return Image.fromarray(np.random.default_rng(i).integers(0, 256, (height, 24, 3), dtype=np.uint8))
+
+    def _describe(self) -> dict[str, Any]:
+        return {}
+
+    def _contents(self) -> list[bytes]:
+        return []
+
+
+@pytest.fixture(autouse=True)
+def _cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "available_cores", lambda: 2)
+
+
+def plan(batch: int = 4, micro: int = 1, rank: int = 0, world: int = 1, n: int = 40, epochs: int = 2) -> BatchPlan:
+    steps = n // (batch * micro * world)
+    return BatchPlan(batch, micro, rank, world, steps, steps * epochs)
+
+
+def equal(a: Views, b: Views) -> bool:
+    return all(torch.equal(x, y) for x, y in zip([*a.crops, a.geometry, a.samples], [*b.crops, b.geometry, b.samples], strict=True))
+
+
+def test_views_are_what_the_method_is_promised() -> None:
+    batches = list(ViewSource(Pictures(), SPEC).batches(plan()))
+    assert len(batches) == 20
+    views = batches[3]
+    assert [tuple(crop.shape) for crop in views.crops] == [(4, 3, 16, 16)] * 2 + [(4, 3, 8, 8)] * 3
+    assert all(crop.dtype == torch.float32 for crop in views.crops)
+    assert views.n_global == 2
+    assert views.geometry.shape == (4, 5, 6)
+    assert views.geometry.dtype == torch.float32
+    assert views.samples.dtype == torch.int64
+    assert sorted(torch.cat([b.samples for b in batches[:10]]).tolist()) == list(range(40))
+
+
+def test_the_reference_path_gives_the_references_views() -> None:
+    images = Pictures()
+    views = next(ViewSource(images, SPEC, seed=3, path="pil").batches(plan()))
+    pictures = [images.read(int(i)) for i in views.samples]
+    draws = draw(SPEC, 3, 0, views.samples.tolist(), [(p.height, p.width) for p in pictures])
+    for crop, expected in zip(views.crops, augment_pil(pictures, draws, SPEC), strict=True):
+        assert torch.equal(crop, normalize(expected))
+    assert torch.equal(views.geometry, draws.geometry(SPEC))
+    faster = next(ViewSource(images, SPEC, seed=3).batches(plan()))
+    assert torch.equal(views.geometry, faster.geometry)
+    # In units of the standard deviation, a level is about 0.017; solarisation may turn a pixel at the threshold.
+    assert all((a - b).abs().mean() < 0.03 for a, b in zip(views.crops, faster.crops, strict=True))
+
+
+@pytest.mark.parametrize("path", ["tensors", "pil"])
+def test_processes_make_the_same_views(path: Any) -> None:
+    inline = list(ViewSource(Pictures(), SPEC, path=path).batches(plan()))
+    ahead = list(ViewSource(Pictures(), SPEC, workers=2, path=path).batches(plan()))
+    assert len(inline) == len(ahead)
+    assert all(map(equal, inline, ahead))
+
+
+def test_views_made_on_the_device_are_those_made_by_workers() -> None:
+    source = ViewSource(Pictures(), SPEC)
+    source._on_device, source._crop = True, ""  # as where the device is a GPU
+    assert all(map(equal, source.batches(plan()), ViewSource(Pictures(), SPEC).batches(plan())))
+
+
+def test_starting_at_any_step_goes_on_as_if_never_stopped() -> None:
+    p = plan(micro=2)
+    whole = list(ViewSource(Pictures(), SPEC, seed=1).batches(p))
+    for step in (1, 4, 7):
+        assert all(map(equal, whole[2 * step :], ViewSource(Pictures(), SPEC, seed=1, workers=1).batches(p, step)))
+
+
+def test_any_number_of_ranks_gives_the_same_crops() -> None:
+    whole = list(ViewSource(Pictures(), SPEC).batches(plan(batch=8)))
+    halves = [list(ViewSource(Pictures(), SPEC).batches(plan(batch=4, rank=rank, world=2))) for rank in (0, 1)]
+    for joint, first, second in zip(whole, *halves, strict=True):
+        assert torch.equal(joint.samples, torch.cat([first.samples, second.samples]))
+        assert torch.equal(joint.geometry, torch.cat([first.geometry, second.geometry]))
+        for v, crop in enumerate(joint.crops):
+            assert torch.equal(crop, torch.cat([first.crops[v], second.crops[v]]))
+
+
+def test_epochs_differ() -> None:
+    batches = list(ViewSource(Pictures(), SPEC).batches(plan()))
+    first = {int(i): row for b in batches[:10] for i, row in zip(b.samples, b.geometry, strict=True)}
+    second = {int(i): row for b in batches[10:] for i, row in zip(b.samples, b.geometry, strict=True)}
+    assert first.keys() == second.keys()
+    assert not any(torch.equal(first[i], second[i]) for i in first)
+
+
+def test_an_image_is_decoded_once_for_all_its_crops() -> None:
+    images = Pictures()
+    source = ViewSource(images, SPEC)
+    source._store = None
+    images.reads.clear()
+    list(source.batches(plan(epochs=2)))
+    assert set(images.reads.values()) == {2}  # once in each of two epochs
+
+
+def test_small_images_are_kept_decoded() -> None:
+    images = Pictures()
+    source = ViewSource(images, SPEC)
+    images.reads.clear()
+    kept = list(source.batches(plan(epochs=3)))
+    assert {images.reads[i] for i in range(0, 40, 2)} == {1}
+    assert {images.reads[i] for i in range(1, 40, 2)} == {3}  # not of the first image's size
+    source._store = None
+    assert all(map(equal, kept, source.batches(plan(epochs=3))))
+    assert Store.of(images, budget=40 * 20 * 24 * 3 - 1) is None
+
+
+def test_processes_share_what_is_kept() -> None:
+    images = Pictures()
+    source = ViewSource(images, SPEC, workers=2)
+    assert source._store is not None
+    list(source.batches(plan(epochs=1)))
+    assert source._store.filled.tolist() == [1, 0] * 20
+    assert np.array_equal(source._store.images[4], np.array(images.read(4)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_is_named(workers: int) -> None:
+    with pytest.raises(BadImage, match=r"^17\.png: is broken$"):
+        list(ViewSource(Pictures(bad=[17]), SPEC, workers=workers).batches(plan()))
+    assert not multiprocessing.active_children()
+
+
+def test_no_process_is_left_when_the_training_stops() -> None:
+    batches = ViewSource(Pictures(), SPEC, workers=2).batches(plan())
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_was_killed_is_told() -> None:
+    batches = ViewSource(Pictures(n=400), SPEC, workers=2).batches(plan(n=400, epochs=50))
+    next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGKILL)
+    with pytest.raises(ViRBError, match="process that loads images has died"):
+        list(batches)
+
+
+def test_wishes_to_stop_are_not_for_the_workers() -> None:
+    batches = ViewSource(Pictures(n=400), SPEC, workers=1).batches(plan(n=400, epochs=5))
+    next(batches)
+    (child,) = multiprocessing.active_children()
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(child.pid or 0, name)
+    assert len(list(batches)) == 499
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    list(ViewSource(Pictures(), SPEC, workers=1).batches(plan(epochs=1)))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_never_more_processes_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ViewSource(Pictures(), SPEC, workers=10).workers == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert ViewSource(Pictures(), SPEC, workers=10).workers == 1
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory as a folder here")
+def test_little_shared_memory_means_fewer_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    per_batch = 4 * 3 * (2 * 16**2 + 3 * 8**2)
+    for batches, expected in ((3, 0), (4, 1), (6, 1), (7, 2), (1000, 2)):
+        free = SimpleNamespace(free=batches * per_batch)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: free)
+        assert ViewSource(Pictures(), SPEC, workers=2)._fitting(plan()) == expected
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert len(list(ViewSource(Pictures(), SPEC, workers=2).batches(plan(epochs=1)))) == 10
+
+
+def test_views_that_cannot_be_made_are_told_at_once() -> None:
+    with pytest.raises(UserError, match="scale"):
+        ViewSource(Pictures(), ViewSpec((CropRecipe(8, (0.9, 0.1), 2),), 2))

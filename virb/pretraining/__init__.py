@@ -1,0 +1,1 @@
+"""Training encoders without labels: one engine, methods plugged in (DINO, Patch-Wise DINO)."""

@@ -1,0 +1,313 @@
+"""The training: epochs of steps, with everything that makes it survive: checkpoints, an exact resume, signals, steps that are not finite.
+
+All that a step does is a function of the options, the weights and the step's number. So a run that was killed goes on from its last
+checkpoint and ends as if nothing had happened, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+import virb
+from virb.encoders.vit import Attention
+from virb.errors import UserError, ViRBError
+from virb.io import Held, Lease, available_cores, make_folder
+from virb.pretraining import checkpoints, starting
+from virb.pretraining.distributed import Ranks
+from virb.pretraining.logs import Curves, LogFile, Speed, Sums, Teller, progress_text
+from virb.pretraining.methods import Method, Views
+from virb.pretraining.monitor import KNN, Alarm
+from virb.pretraining.options import EngineOptions, plain
+from virb.pretraining.signals import Stopper
+from virb.pretraining.step import StepReport, Trainer
+
+_PATIENCE = 90.0  # seconds; a lease without a heartbeat is stale after 60
+BAD_STEP = "bad_step.pth"
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which images this rank sees at which step. A step takes ``joint`` images, the next ones of the epoch's order; this rank has
+    ``batch`` of them in each of its ``micro`` micro-batches."""
+
+    batch: int
+    micro: int
+    rank: int
+    world: int
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def joint(self) -> int:
+        return self.batch * self.micro * self.world
+
+
+class Source(Protocol):
+    """The images of a training."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, plan: BatchPlan, first_step: int) -> Generator[Views, None, None]:
+        """All micro-batches of this rank from a step to the end of the training, in order; closed when the run stops.
+        Order and augmentation are functions of seed, epoch and image alone."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended. ``stopped``: the signal that asked for it, None when the training is complete."""
+
+    step: int
+    total_steps: int
+    folder: Path
+    last: Mapping[str, float]
+    stopped: int | None = None
+
+
+AfterEpoch = Callable[[Path, int, Callable[[], bool]], None]  # checkpoint, epochs done, whether to hurry because the run is to stop
+
+
+def plan_batches(options: EngineOptions, n_images: int, ranks: Ranks) -> BatchPlan:
+    """UserError when the images do not fill one step."""
+    joint = options.batch_size_per_gpu * options.accumulation_steps * ranks.world
+    steps = n_images // joint
+    if not steps:
+        parts = [f"batch_size_per_gpu {options.batch_size_per_gpu}"]
+        parts += [f"{options.accumulation_steps} micro-batches"] if options.accumulation_steps > 1 else []
+        parts += [f"{ranks.world} ranks"] if ranks.world > 1 else []
+        raise UserError(
+            f"a step takes {joint:,} images ({' x '.join(parts)}), but there {'are' if n_images != 1 else 'is'} only {n_images:,}; "
+            "lower batch_size_per_gpu"
+        )
+    return BatchPlan(options.batch_size_per_gpu, options.accumulation_steps, ranks.rank, ranks.world, steps, steps * options.epochs)
+
+
+def train(
+    method: Method,
+    options: EngineOptions,
+    source: Source,
+    ranks: Ranks,
+    *,
+    console: Any = None,
+    recipe: str = "",
+    after_epoch: AfterEpoch | None = None,
+    keep_going_on_term: bool = False,
+) -> Summary:
+    """Trains to the end, or until it is told to stop. ``console``: a rich console (first rank). ``recipe``: the config's name, for the
+    record. ``after_epoch`` is called on the first rank after every epoch's checkpoint. ``keep_going_on_term``: SIGTERM only saves."""
+    folder = make_folder(Path(options.output_dir).expanduser())
+    plan = plan_batches(options, len(source), ranks)
+    with Stopper(keep_going_on_term) as stopper:
+        with ranks.one_by_one() as mine:
+            lease: Any = _claim(folder, patient=keep_going_on_term) if mine else nullcontext()
+        with lease:
+            run = _Run(method, options, ranks, plan, folder, console, recipe, after_epoch)
+            try:
+                return run.go(source, stopper)
+            finally:
+                run.close()
+
+
+def _claim(folder: Path, patient: bool) -> Lease:
+    """The folder's lease. ``patient``: a job that was requeued on another machine waits until that of its killed self is stale."""
+    deadline = time.monotonic() + (_PATIENCE if patient else 0.0)
+    while True:
+        try:
+            return Lease(folder / ".lease")
+        except Held:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(2.0)
+
+
+class _Run:
+    def __init__(
+        self,
+        method: Method,
+        options: EngineOptions,
+        ranks: Ranks,
+        plan: BatchPlan,
+        folder: Path,
+        console: Any,
+        recipe: str,
+        after_epoch: AfterEpoch | None,
+    ) -> None:
+        self.options, self.ranks, self.plan, self.folder, self.recipe, self.after_epoch = options, ranks, plan, folder, recipe, after_epoch
+        self.teller = Teller(console if ranks.is_main else None)
+        self.trainer = Trainer(method, options, ranks, plan.steps_per_epoch)
+        quiet = min(options.warmup_epochs, options.epochs // 2) * plan.steps_per_epoch
+        self.alarm = Alarm(method.n_outputs if options.collapse_alarm else None, max(quiet, 100))
+        self.sums = Sums()
+        self.bad_in_row = self.bad_steps = 0
+        self.values: dict[str, float] = {}
+        self.knn = self._make_knn(method)
+        if ranks.is_main:
+            self.saved = checkpoints.Folder(folder, options.saveckp_freq, options.keep)
+        with ranks.one_by_one():
+            pass  # nobody looks for a checkpoint before the first rank has tidied up
+        self._start()
+        first = self.trainer.step_number
+        if ranks.is_main:
+            self.log = LogFile(folder, first // plan.steps_per_epoch)
+        self.curves = Curves(folder if ranks.is_main and options.tensorboard else None, first)
+        self.speed = Speed()
+
+    def _make_knn(self, method: Method) -> KNN | None:
+        o = self.options
+        if not o.knn_every or not self.ranks.is_main:
+            return None
+        return KNN(o.knn_data, method.views().views[0].size, o.knn_k, min(o.num_workers, available_cores()))
+
+    def _start(self) -> None:
+        last = self.folder / checkpoints.LAST
+        if last.exists():
+            if not self.options.resume:
+                raise UserError(f"{last} is there already; choose another output_dir, or resume: true")
+            told = starting.resume(self.trainer, last)
+        elif self.options.init_from:
+            told = starting.init_from(self.trainer, Path(self.options.init_from).expanduser())
+        else:
+            return
+        self.sums = Sums(told.record.get("sums")) if told.same_epoch else Sums()
+        self.bad_steps, self.bad_in_row = int(told.record.get("bad_steps", 0)), int(told.record.get("bad_in_row", 0))
+        self.alarm.resume(told.record.get("alarm"))
+        for line in told.lines:
+            self.teller.say(line)
+
+    def go(self, source: Source, stopper: Stopper) -> Summary:
+        trainer, plan = self.trainer, self.plan
+        if trainer.step_number >= plan.total_steps:
+            self.teller.say(f"all {self.options.epochs} epochs are done ({self.folder / checkpoints.LAST}); more epochs go on from there")
+            return self._summary(None)
+        self._after_epoch(stopper, again=True)  # a run that was killed between a checkpoint and what comes after it
+        self.speed.pause()
+        with closing(source.batches(plan, trainer.step_number)) as batches:
+            while trainer.step_number < plan.total_steps:
+                report = trainer.step(batches, stopper.asked)
+                self._count(report)
+                step = trainer.step_number
+                ended = step % plan.steps_per_epoch == 0
+                if ended:
+                    self._end_epoch(step // plan.steps_per_epoch - 1)
+                elif report.stop or (self.options.save_every_steps and step % self.options.save_every_steps == 0):
+                    self._save(None)
+                if report.stop:
+                    name = signal.Signals(stopper.signal or signal.SIGTERM).name
+                    if not stopper.stays:
+                        self.teller.say(f"stopped by {name} after step {step:,}; everything is saved, the same command goes on from here")
+                        return self._summary(stopper.signal or signal.SIGTERM)
+                    self.teller.say(f"{name}: saved after step {step:,}")
+                    stopper.answered()
+                if ended:
+                    self._after_epoch(stopper)
+                    self.speed.pause()
+        return self._summary(None)
+
+    def _count(self, report: StepReport) -> None:
+        """What the step says goes to sums, curves and the screen; too many bad ones stop the run."""
+        step = self.trainer.step_number
+        self.speed.lap(report.images, report.waited)
+        self.values = report.values
+        self.sums.add(report.values)
+        self.bad_in_row = self.bad_in_row + 1 if report.bad else 0
+        self.bad_steps += report.bad
+        if report.bad:
+            self.teller.say(f"step {step:,} is not finite (loss {report.values['loss']:g}) and was skipped; {self.bad_in_row} in a row")
+            if self.bad_in_row >= max(1, self.options.max_bad_steps):
+                raise ViRBError(self._dump(report))
+        if step % self.options.log_every == 0:
+            self.curves.add({**report.values, **self.speed.values()}, step)
+        if self.ranks.is_main and math.isfinite(report.values["loss"]):
+            self.teller.follow(progress_text(report.values, self.speed, step, self.options.epochs, self.plan.steps_per_epoch))
+
+    def _dump(self, report: StepReport) -> str:
+        """Writes what the last bad step saw, and returns what to say."""
+        path = self.folder / BAD_STEP
+        if self.ranks.is_main:
+            views = [{"crops": list(v.crops), "geometry": v.geometry, "samples": v.samples} for v in report.views]
+            checkpoints.save(path, {**self._content(), "views": views, "values": dict(report.values)})
+        return (
+            f"{self.bad_in_row} steps in a row were not finite, the last is step {self.trainer.step_number:,}; what it saw is in {path}\n"
+            "  try precision: bf16 (or fp32), a smaller lr or clip_grad, or a lower teacher temperature"
+        )
+
+    def _end_epoch(self, epoch: int) -> None:
+        means = self.sums.means()
+        more: dict[str, Any] = {"bad_steps": self.bad_steps} if self.bad_steps else {}
+        with self.ranks.one_by_one() as mine:
+            if mine and self.knn is not None and ((epoch + 1) % self.options.knn_every == 0 or epoch + 1 == self.options.epochs):
+                backbone = getattr(self.trainer.networks.teacher, "backbone", self.trainer.networks.teacher)
+                more["knn_top1"] = self.knn.score(backbone, self.ranks.device, self.trainer.autocast_dtype)
+                self.curves.add({"knn_top1": more["knn_top1"]}, self.trainer.step_number)
+        self.sums = Sums()
+        alarm = self.alarm.look(means, self.trainer.step_number)
+        if self.ranks.is_main:
+            self.log.add(means, epoch, more)
+            shown = {name: value for name, value in {**means, **more}.items() if name in ("loss", "teacher_entropy", "kl", "knn_top1")}
+            self.teller.say(f"epoch {epoch + 1}/{self.options.epochs} done   " + "   ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+            if alarm:
+                self.teller.say(alarm)
+        self._save(epoch)
+
+    def _after_epoch(self, stopper: Stopper, again: bool = False) -> None:
+        step = self.trainer.step_number
+        if self.after_epoch is None or not step or step % self.plan.steps_per_epoch:
+            return
+        with self.ranks.one_by_one() as mine:
+            if mine and not stopper.asked:
+                self.after_epoch(self.folder / checkpoints.LAST, step // self.plan.steps_per_epoch, lambda: stopper.asked)
+
+    def _save(self, finished: int | None) -> None:
+        if self.ranks.is_main:
+            self.saved.save(self._content(), finished)
+        self.speed.pause()
+
+    def _content(self) -> dict[str, Any]:
+        trainer, method = self.trainer, self.trainer.method
+        content: dict[str, Any] = {
+            "student": {f"module.{name}": value for name, value in trainer.networks.student.state_dict().items()},
+            "teacher": dict(trainer.networks.teacher.state_dict()),
+            "optimizer": trainer.optimizer.state_dict(),
+            "epoch": trainer.progress.epoch,
+            "args": plain(self.options),
+            method.state_key: dict(trainer.state.state_dict()),
+            "virb": {
+                "engine": 1,
+                "version": virb.__version__,
+                "method": method.name,
+                "recipe": self.recipe,
+                "heads": _heads(trainer.networks.teacher),
+                "step": trainer.step_number,
+                "steps_per_epoch": self.plan.steps_per_epoch,
+                "joint_batch": self.plan.joint,
+                "options": plain(self.options),
+                "sums": self.sums.record(),
+                "bad_steps": self.bad_steps,
+                "bad_in_row": self.bad_in_row,
+                "alarm": self.alarm.record(),
+            },
+        }
+        if trainer.scaler.is_enabled():
+            content["fp16_scaler"] = trainer.scaler.state_dict()
+        return content
+
+    def _summary(self, stopped: int | None) -> Summary:
+        return Summary(self.trainer.step_number, self.plan.total_steps, self.folder, dict(self.values), stopped)
+
+    def close(self) -> None:
+        self.curves.close()
+        self.teller.close()
+
+
+def _heads(network: nn.Module) -> int | None:
+    """Of our own vision transformers, for those who read the checkpoint."""
+    found = {int(module.heads) for module in network.modules() if isinstance(module, Attention)}
+    return found.pop() if len(found) == 1 else None

@@ -1,0 +1,218 @@
+"""Views for the training: images are decoded once for all their crops, by processes that work ahead.
+
+Which images a batch has and what is drawn for them is a function of its number, so the work can start at any step. Processes rather than
+threads: on two cores they are equally fast (copying costs what sharing an interpreter does), on many cores only processes go on getting
+faster. What comes back is one block of bytes per batch in shared memory: finished crops, or, for a GPU, the decoded images, which are
+cropped there. Floats are made from bytes at the very end.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from virb.data.images import ArrayImages, ImageList
+from virb.errors import BadImage, ViRBError
+from virb.io import available_cores
+from virb.pretraining.augment import Draws, augment_pil, check_views, draw, normalize, squash
+from virb.pretraining.augment_tensors import augment_tensors, squash_tensor
+from virb.pretraining.data import rows_of
+from virb.pretraining.methods import Views, ViewSpec
+
+if TYPE_CHECKING:
+    from virb.pretraining.engine import BatchPlan
+
+AugmentationPath = Literal["auto", "tensors", "pil"]
+_AHEAD = 2  # batches per process
+_STORE_BUDGET = 512 * 2**20  # bytes of decoded images that are kept
+_SHM = Path("/dev/shm")
+
+
+@dataclass
+class Packet:
+    """A batch on its way: ``pixels`` are tensors of ``shapes`` (uint8), one after the other. ``problem``: why there are none."""
+
+    pixels: Tensor
+    shapes: list[tuple[int, ...]]
+    draws: Draws | None
+    rows: np.ndarray
+    problem: str = ""
+
+    def tensors(self) -> list[Tensor]:
+        ends = list(accumulate(map(prod, self.shapes)))
+        return [self.pixels[end - prod(shape) : end].view(shape) for end, shape in zip(ends, self.shapes, strict=True)]
+
+    def pin_memory(self) -> Packet:
+        """Called by the loader where the batch goes to a GPU."""
+        self.pixels = self.pixels.pin_memory()
+        return self
+
+
+class Store:
+    """Decoded images of one shape, kept in memory that forked processes share: each is decoded once in a training, not once per epoch."""
+
+    def __init__(self, n: int, shape: tuple[int, int, int]) -> None:
+        self.images = np.frombuffer(mmap.mmap(-1, n * prod(shape)), dtype=np.uint8).reshape(n, *shape)
+        self.filled = np.frombuffer(mmap.mmap(-1, n), dtype=np.uint8)
+
+    @classmethod
+    def of(cls, images: ImageList, budget: int = _STORE_BUDGET) -> Store | None:
+        """None where it would be of no use, or too large."""
+        if isinstance(images, ArrayImages):
+            return None
+        width, height = images.read(0).size
+        return cls(len(images), (height, width, 3)) if len(images) * height * width * 3 <= budget else None
+
+    def get(self, row: int) -> np.ndarray | None:
+        return self.images[row] if self.filled[row] else None
+
+    def put(self, row: int, pixels: np.ndarray) -> None:
+        if pixels.shape == self.images.shape[1:]:
+            self.images[row] = pixels
+            self.filled[row] = 1  # last: another process may be looking
+
+
+class Jobs:
+    """Packet by number, for the training's own process or others. ``crop``: "tensors" or "pil" for finished crops, "" for images."""
+
+    def __init__(self, images: ImageList, spec: ViewSpec, seed: int, plan: BatchPlan, crop: str, store: Store | None) -> None:
+        self.images, self.spec, self.seed, self.plan, self.crop, self.store = images, spec, seed, plan, crop, store
+
+    def __getitem__(self, number: int) -> Packet:
+        epoch, rows = rows_of(self.plan, len(self.images), self.seed, number)
+        try:
+            decoded = [self._read(int(row)) for row in rows]
+        except BadImage as error:  # as a value: across processes an error comes with its traceback
+            return Packet(torch.empty(0, dtype=torch.uint8), [], None, rows, str(error))
+        pictures, sizes = self._prepare(decoded)
+        draws = draw(self.spec, self.seed, epoch, rows, sizes)
+        if self.crop == "pil":
+            pictures = augment_pil(pictures, draws, self.spec)
+        elif self.crop == "tensors":
+            pictures = augment_tensors(pictures, draws, self.spec)
+        return Packet(torch.cat([picture.reshape(-1) for picture in pictures]), [tuple(p.shape) for p in pictures], draws, rows)
+
+    def _read(self, row: int) -> np.ndarray:
+        kept = self.store.get(row) if self.store is not None else None
+        if kept is not None:
+            return kept
+        pixels = np.array(self.images.read(row))
+        if self.store is not None:
+            self.store.put(row, pixels)
+        return pixels
+
+    def _prepare(self, decoded: Sequence[np.ndarray]) -> tuple[Any, list[tuple[int, int]]]:
+        """What is cropped, squashed if wanted, and its sizes."""
+        if self.crop == "pil":
+            pictures = [squash(Image.fromarray(pixels), self.spec) for pixels in decoded]
+            return pictures, [(picture.height, picture.width) for picture in pictures]
+        tensors = [squash_tensor(torch.from_numpy(pixels).permute(2, 0, 1), self.spec) for pixels in decoded]
+        return tensors, [(tensor.shape[1], tensor.shape[2]) for tensor in tensors]
+
+
+class ViewSource:
+    """Views of ``images``, as ``engine.Source`` asks for them.
+
+    ``workers``: processes that work ahead, never more than there are cores; 0 does the work in line. ``path``: where crops are made.
+    "tensors" (and "auto", as the faster one): on tensors, on the GPU that trains or else by the workers; "pil": the reference path.
+    """
+
+    def __init__(
+        self,
+        images: ImageList,
+        spec: ViewSpec,
+        seed: int = 0,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        path: AugmentationPath = "auto",
+    ) -> None:
+        check_views(spec)
+        self.images, self.spec, self.seed, self.device = images, spec, seed, torch.device(device)
+        self._on_device = path != "pil" and self.device.type != "cpu"
+        self._crop = "" if self._on_device else "pil" if path == "pil" else "tensors"
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.workers = min(workers, max(1, available_cores() // local_ranks))
+        self._store = Store.of(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, plan: BatchPlan, first_step: int = 0) -> Generator[Views, None, None]:
+        """All micro-batches of this rank from ``first_step`` to the end of the training. No process is left when it ends or is closed."""
+        jobs = Jobs(self.images, self.spec, self.seed, plan, self._crop, self._store)
+        numbers = range(first_step * plan.micro, plan.total_steps * plan.micro)
+        packets = self._ahead(jobs, numbers) if self.workers else (jobs[number] for number in numbers)
+        with closing(packets):
+            for packet in packets:
+                if packet.problem or packet.draws is None:
+                    raise BadImage(packet.problem)
+                yield self._views(packet, packet.draws)
+
+    def _views(self, packet: Packet, draws: Draws) -> Views:
+        packet.pixels = packet.pixels.to(self.device, non_blocking=True)
+        crops: Sequence[Tensor] = packet.tensors()
+        if self._on_device:
+            crops = augment_tensors(crops, draws, self.spec)
+        samples = torch.from_numpy(packet.rows.astype(np.int64))
+        return Views(tuple(map(normalize, crops)), self.spec.n_global, draws.geometry(self.spec), samples)
+
+    def _ahead(self, jobs: Jobs, numbers: range) -> Generator[Packet, None, None]:
+        from torch.utils.data import DataLoader
+
+        can_fork = "fork" in multiprocessing.get_all_start_methods()
+        if not can_fork:
+            jobs.store = None  # it is shared by forking only
+        workers = self._fitting(jobs.plan)
+        if not workers:
+            yield from (jobs[number] for number in numbers)
+            return
+        loader: Any = DataLoader(
+            jobs,  # type: ignore[arg-type]  # it has all that is asked of a Dataset
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            prefetch_factor=_AHEAD,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # or it would draw from the global one, that networks draw from
+            multiprocessing_context="fork" if can_fork else None,  # others would run the user's script again
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ViRBError(f"a process that loads images has died (out of memory?): {error}; try a smaller num_workers") from error
+
+    def _fitting(self, plan: BatchPlan) -> int:
+        """How many processes' batches fit into shared memory; containers often have 64 MB, and writing more than that kills."""
+        if not _SHM.is_dir():
+            return self.workers
+        if self._on_device:
+            per_image = prod(self.spec.squash or self.images.read(0).size) * 3
+        else:
+            per_image = sum(3 * view.size**2 for view in self.spec.views)
+        batches = shutil.disk_usage(_SHM).free // max(1, plan.batch * per_image)
+        return max(0, min(self.workers, (batches - 1) // (_AHEAD + 1)))
+
+
+def _start_worker(_: int) -> None:
+    """A worker goes when the training goes: what asks that one to stop and save must not take its data away."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
