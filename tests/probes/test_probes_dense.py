@@ -128,9 +128,11 @@ def test_under_test_modes_every_config_is_reported(selection: str) -> None:
 def test_other_configs_do_not_change_a_config(on_val: tuple[Outcome, list[Any]]) -> None:
     alone = outcome(configs={"good": CONFIGS["good"]})
     for one, other in zip(alone.runs, on_val[0].runs, strict=True):
-        assert one.configs["good"].history == other.configs["good"].history
+        for mine, theirs in zip(one.configs["good"].history, other.configs["good"].history, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-5)  # heads of one form share their products: to rounding
         state, same = one.configs["good"].head, other.configs["good"].head
-        assert all(torch.equal(state[key], same[key]) for key in state)
+        for key, value in state.items():
+            torch.testing.assert_close(value, same[key], rtol=1e-4, atol=1e-6)
 
 
 def test_a_killed_job_goes_on(tmp_path: Path, on_val: tuple[Outcome, list[Any]]) -> None:

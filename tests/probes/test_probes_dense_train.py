@@ -154,9 +154,15 @@ def test_one_diverges_and_the_others_do_not_notice(all_together: dict[str, Train
     for name in ("dropout", "sgd", "multi"):
         maps, targets = data()
         only = together([name], held_split(maps, targets, LABELS, C))[name]
-        assert only.history == all_together[name].history
-        for key, value in (only.state or {}).items():
-            assert torch.equal(value, (all_together[name].state or {})[key]), (name, key)  # bit for bit, dropout included
+        state = all_together[name].state or {}
+        if name == "sgd":  # one product for all of its form: to rounding
+            for mine, other in zip(only.history, all_together[name].history, strict=True):
+                assert mine == pytest.approx(other, rel=1e-5)
+            for key, value in (only.state or {}).items():
+                torch.testing.assert_close(value, state[key], rtol=1e-4, atol=1e-6)
+            continue
+        assert only.history == all_together[name].history  # bit for bit, dropout included
+        assert all(torch.equal(value, state[key]) for key, value in (only.state or {}).items())
 
 
 def test_dropout_differs_between_steps(all_together: dict[str, TrainedHead]) -> None:

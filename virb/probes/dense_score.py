@@ -96,18 +96,17 @@ def score_heads(
     return sheets
 
 
-def head_values(head: nn.Module, maps: list[Tensor], split: DenseSplit, config: DenseConfig) -> Tensor:
-    """What is compared, at the head's own grid; the one of 2021 brings its outputs to the image's size by itself."""
-    raw = head(maps, split.seen.canvas) if config.at_image_size else head(maps)
-    return values(raw, split.target, config)
+def raw_values(head: nn.Module, maps: list[Tensor], split: DenseSplit, config: DenseConfig) -> Tensor:
+    """What the head gives, at its own grid; the one of 2021 brings its outputs to the image's size by itself."""
+    raw: Tensor = head(maps, split.seen.canvas) if config.at_image_size else head(maps)
+    return raw
 
 
 def _values(head: nn.Module, maps: list[Tensor], split: DenseSplit, config: DenseConfig) -> Tensor:
-    """The same; many windows go through in parts."""
-    if len(maps[0]) <= _WINDOWS_AT_ONCE:
-        return head_values(head, maps, split, config)
+    """What is compared; many windows go through in parts."""
     parts = zip(*(one.split(_WINDOWS_AT_ONCE) for one in maps), strict=True)
-    return torch.cat([head_values(head, list(part), split, config) for part in parts])
+    found = [values(raw_values(head, list(part), split, config), split.target, config) for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _add_loss(sheet: DenseSheet, found: Tensor, split: DenseSplit, samples: np.ndarray, loss: DenseLoss) -> None:

@@ -1,6 +1,7 @@
 """Trains the heads of all training configs together: same batches in the same order, the maps of a batch read (or encoded) once for all.
 
-Heads take their step one after the other, each with its backward at once, so that the memory of activations is that of one head.
+Linear heads of one form take their products as one (``virb.probes.dense_stack``), the others their step one after the other. Every loss
+has its backward at once, so that the memory of activations is that of one head.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import math
 import pickle
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,8 +25,11 @@ from virb.functional.randomness import derive_seed, torch_generator
 from virb.functional.schedules import values as schedule_values
 from virb.io import write_atomic
 from virb.probes.dense_data import DenseSplit
+from virb.probes.dense_heads import DenseLinear
 from virb.probes.dense_losses import DenseLoss
-from virb.probes.dense_score import DenseSheet, at_size, head_values, score_heads, valid_cells
+from virb.probes.dense_outputs import values
+from virb.probes.dense_score import DenseSheet, at_size, raw_values, score_heads, valid_cells
+from virb.probes.dense_stack import form_of, learn_together
 from virb.probes.selection import preference
 
 Record = dict[str, float]
@@ -88,17 +92,17 @@ class _Member:
         self.cells = 0
         self.head.train()
 
-    def step(self, number: int, maps: list[Tensor], split: DenseSplit, target: Tensor, cells: int, loss: DenseLoss) -> None:
+    def set_rates(self, number: int) -> None:
+        """Of this step of the epoch, from 0."""
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.rates[number])
             if self.momenta is not None:
                 cycled = float(self.momenta[number])
                 group.update({"betas": (cycled, ADAM_BETAS[1])} if "betas" in group else {"momentum": cycled})
-        found = head_values(self.head, maps, split, self.config)
-        found = at_size(found, (target.shape[-2], target.shape[-1]), self.config.every_output)
-        mean = loss(found, target)
         self.optimizer.zero_grad(set_to_none=True)
-        mean.backward()
+
+    def step(self, mean: Tensor, cells: int) -> None:
+        """With the gradients of ``mean``, the loss over so many cells."""
         self.optimizer.step()
         self.loss += mean.detach() * cells
         self.cells += cells
@@ -162,13 +166,41 @@ def _train_epoch(
         maps = fit.maps(samples)
         targets = {grid: fit.at_grid(samples, grid) for grid in {grids[member.name] for member in members}}
         cells = {grid: valid_cells(target, fit.target.kind) for grid, target in targets.items()}
-        for member in members:
-            grid = grids[member.name]
-            if not cells[grid]:
-                continue  # nothing to learn from: every pixel is void
-            with _own_randomness(member, recipe.seed, epoch, step):
-                member.step(step, maps, fit, targets[grid], cells[grid], loss)
+        able = [member for member in members if cells[grids[member.name]]]  # else every pixel is void: there is nothing to learn from
+        for group, stacks in _groups(able, maps):
+            for member in group:
+                member.set_rates(step)
+            losses = [_loss_of(member, fit, targets[grids[member.name]], loss) for member in group]
+            if stacks:
+                means = learn_together([cast(DenseLinear, member.head) for member in group], maps, losses)
+            else:
+                with _own_randomness(group[0], recipe.seed, epoch, step):
+                    means = [losses[0](raw_values(group[0].head, maps, fit, group[0].config))]
+                    means[0].backward()
+            for member, mean in zip(group, means, strict=True):
+                member.step(mean, cells[grids[member.name]])
         on_step((epoch - 1) * steps + step + 1, recipe.last * steps)
+
+
+def _groups(members: Sequence[_Member], maps: Sequence[Tensor]) -> list[tuple[list[_Member], bool]]:
+    """Members that take a step together, in order, and whether as a stack. Where a map is one value per channel none does: its
+    normalisation is each head's own affair."""
+    together: dict[Hashable, list[_Member]] = {}
+    one_value = any(x.numel() <= x.shape[1] for x in maps)
+    for member in members:
+        form = None if one_value else form_of(member.head)
+        together.setdefault(member.name if form is None else form, []).append(member)
+    return [(group, key != group[0].name) for key, group in together.items()]
+
+
+def _loss_of(member: _Member, split: DenseSplit, target: Tensor, loss: DenseLoss) -> Callable[[Tensor], Tensor]:
+    """From what the head gives to the loss where it compares."""
+
+    def loss_of(raw: Tensor) -> Tensor:
+        found = values(raw, split.target, member.config)
+        return loss(at_size(found, (target.shape[-2], target.shape[-1]), member.config.every_output), target)
+
+    return loss_of
 
 
 class _own_randomness:
