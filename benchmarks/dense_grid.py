@@ -1,7 +1,8 @@
 """What a grid of dense heads costs against one head: python benchmarks/dense_grid.py [--quick]
 
 One epoch of training at 512 x 512, ViT-S/16 with random weights, batch 16. ``streamed``: the encoder runs for every batch, once for all
-heads; ``cached``: maps are read from memory. Heads take their step one after the other, so the memory of activations is that of one head.
+heads; ``cached``: maps are read from memory. Linear heads share normalisation and products, decoders take their steps one after the other;
+each loss has its backward at once, so the memory of activations is that of one head.
 The last columns are the arithmetic of a head's step (forward and both gradients) and the activations that it keeps for its backward.
 """
 

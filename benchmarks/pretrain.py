@@ -24,13 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from frame import Table, machine, times, verdict
 from PIL import Image
-from pretrain_plain import WARM, clocked, plain_training, plain_transform  # beside this file
+from pretrain_plain import WARM, clocked, plain_training, plain_transform
 
 from virb.pretraining.augment import augment_pil, draw, normalize
 from virb.pretraining.augment_tensors import augment_tensors
@@ -48,6 +50,7 @@ TINY = {  # augmentation dominates
 }  # fmt: skip
 N_FILES = 512
 TARGETS = {"cpu": 1.5, "cuda": 2.0}
+Row = tuple[str, str, str, str, str]
 
 
 # Ours
@@ -82,10 +85,10 @@ def processor_seconds() -> float:
 # Augmentation alone
 
 
-def augmentation(options: argparse.Namespace) -> None:
+def augmentation(options: argparse.Namespace) -> list[Row]:
     """One thread's processor time, so that it does not matter what else the machine does."""
     torch.set_num_threads(1)
-    print(f"{'augmentation, images/s of one thread':<44} {'original':>9} {'pil':>9} {'tensors':>9} {'ratio':>6}", flush=True)
+    rows: list[Row] = []
     photographs = [Image.fromarray(photograph(i, 500, 375)) for i in range(8)]
     method, record = prepared(options)
     images = open_images(record.data_path)
@@ -124,7 +127,9 @@ def augmentation(options: argparse.Namespace) -> None:
                 took[key].append((time.process_time() - began) / 3)
         speed = {key: len(images) / statistics.median(values) for key, values in took.items()}
         ratio = statistics.median(a / b for a, b in zip(took["original"], took["tensors"], strict=True))
-        print(f"{name:<44} {speed['original']:9.1f} {speed['pil']:9.1f} {speed['tensors']:9.1f} {ratio:6.2f}", flush=True)
+        ours_text = f"{speed['tensors']:,.1f} (by Pillow {speed['pil']:,.1f})"
+        rows.append((f"augmentation, {name}: images/s of one thread", f"{speed['original']:,.1f}", ours_text, times(ratio), ""))
+    return rows
 
 
 def photograph(seed: int, width: int, height: int) -> np.ndarray:
@@ -188,22 +193,25 @@ def inner(options: argparse.Namespace) -> None:
         print(json.dumps(found), flush=True)
 
 
-def training(options: argparse.Namespace) -> None:
+def training(options: argparse.Namespace) -> list[Row]:
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     for i in range(options.pairs):
         for which in ("plain", "ours") if i % 2 == 0 else ("ours", "plain"):
             runs[which].append(measure(which, options))
-    print(f"\n{'training':<44} {'plain':>9} {'ours':>9} {'ratio':>6}")
+    found: list[Row] = []
     rows = (("steps/s", lambda r: 1 / r["seconds"]), ("processor ms per step", lambda r: 1e3 * r["processor"]))
     rows += (("peak memory, MB", lambda r: r["memory"]), ("share of time waiting for data", lambda r: r["waited"]))
     for name, value in rows:
         plain, ours = ([value(run) for run in runs[which]] for which in ("plain", "ours"))
         ratio = statistics.median(b / a if a else math.nan for a, b in zip(plain, ours, strict=True))
-        below = f"  below {TARGETS[options.device]}" if name == "steps/s" and ratio < TARGETS[options.device] else ""
-        print(f"{name:<44} {statistics.median(plain):9.2f} {statistics.median(ours):9.2f} {ratio:6.2f}{below}", flush=True)
+        target = TARGETS[options.device]
+        reached = f">= {target} x: {verdict(ratio >= target)}" if name == "steps/s" else ""
+        shown = times(ratio) if name != "share of time waiting for data" else ""
+        found.append((f"training: {name}", f"{statistics.median(plain):,.2f}", f"{statistics.median(ours):,.2f}", shown, reached))
+    return found
 
 
-def scaling(options: argparse.Namespace) -> None:
+def scaling(options: argparse.Namespace) -> list[Row]:
     speeds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(options.pairs):
         for world, speed in speeds.items():
@@ -211,11 +219,32 @@ def scaling(options: argparse.Namespace) -> None:
             speed.append(found["images"] / found["seconds"])
     one, two = (statistics.median(speed) for speed in speeds.values())
     ratio = statistics.median(b / a for a, b in zip(speeds[1], speeds[2], strict=True))
-    print(f"\n{'scaling, images/s, one thread per process':<44} {'1':>9} {'2':>9} {'ratio':>6}")
-    print(f"{'processes':<44} {one:9.1f} {two:9.1f} {ratio:6.2f}", flush=True)
+    return [("two processes beside one, one thread each: images/s", f"{one:,.1f}", f"{two:,.1f}", times(ratio), "")]
 
 
-def main() -> None:
+def measured(options: argparse.Namespace) -> Table:
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.config and not options.data_path:
+            options.data_path = str(make_files(Path(folder)))
+        for part in (augmentation, training, scaling):
+            if part.__name__ in options.only:
+                rows += part(options)
+    what = f"{options.method}, {options.config.stem if options.config else 'a tiny ViT, 2 x 64 + 8 x 32 px of JPEG files'}"
+    again = "python benchmarks/pretrain.py --device cuda --config configs/pretraining/dino_vits16_100ep.yaml --data_path IMAGENET/train"
+    return Table(
+        f"Pretraining against a plain loop: {what}; {options.device}, {options.threads} thread(s), medians of {options.pairs}",
+        ("what", "plain loop", "ours", "ratio", "target"),
+        tuple(rows),
+        gpu="" if options.device == "cuda" else again,
+    )
+
+
+def table(quick: bool) -> Table:
+    return measured(arguments(["--pairs", "1", "--steps", "3"] if quick else []))
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="a recipe of configs/pretraining instead of the tiny one")
     parser.add_argument("--method", default="dino")
@@ -230,23 +259,17 @@ def main() -> None:
         "--only", nargs="+", choices=("augmentation", "training", "scaling"), default=("augmentation", "training", "scaling")
     )
     parser.add_argument("--inner", choices=("plain", "ours"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    options = arguments()
     if options.inner:
         inner(options)
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no GPU here")
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
-    print(f"torch {torch.__version__}, {where}; medians of {options.pairs} runs in turn\n")
-    with tempfile.TemporaryDirectory() as folder:
-        if not options.config and not options.data_path:
-            options.data_path = str(make_files(Path(folder)))
-        for part in (augmentation, training, scaling):
-            if part.__name__ in options.only:
-                part(options)
-    if options.device == "cpu":
-        again = "--device cuda --config configs/pretraining/dino_vits16_100ep.yaml --data_path IMAGENET/train"
-        print(f"\nGPU rows: not measured; on a machine with one: python benchmarks/pretrain.py {again}")
+    print(f"{machine()}\n\n{measured(options).text()}")
 
 
 if __name__ == "__main__":
