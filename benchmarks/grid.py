@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from virb.config import GradientConfig, MlpConfig
 from virb.features.feature_set import SampleFeatures
-from virb.functional.products import onednn_linear
+from virb.functional.products import linear, onednn_linear
 from virb.io import available_cores
 from virb.probes import steps
 from virb.probes.grid import Recipe, train_grid
@@ -84,7 +84,12 @@ def _on_cpu(data: _Data) -> list[tuple[str, ...]]:
     rows = []
     for name, configs in GRIDS.items():
         found = _in_turn(partial(data.ours, configs, 1), partial(data.products, configs))
-        rows.append(_row(f"{name}, {len(configs)} configs, 1 thread: bare products, 1 thread", found, MOST_OF_PRODUCTS.get(name)))
+        rows.append(
+            _row(f"{name}, {len(configs)} configs, 1 thread: bare products (torch.mm), 1 thread", found, MOST_OF_PRODUCTS.get(name))
+        )
+        if name != "MLP" and onednn_linear() is not None:
+            found = _in_turn(partial(data.ours, configs, 1), partial(data.products, configs, linear))
+            rows.append(_row(f"{name}, {len(configs)} configs, 1 thread: bare products (oneDNN), 1 thread", found))
     rows.append(_row("SGD, 32 configs, 1 thread: 1 config", _in_turn(lambda: data.ours(SGD, 1), lambda: data.ours(ONE, 1))))
     if cores > 1:
         found = _in_turn(lambda: data.ours(SGD, cores), lambda: data.ours(SGD, 1))
@@ -146,17 +151,22 @@ class _Data:
         seconds = np.diff(ends)
         return float(seconds[0] if epochs == 1 else np.median(seconds[epochs // 2 :]))
 
-    def products(self, configs: Configs) -> float:
-        """Forward and weight gradient of all heads at once, by ``torch.mm`` alone."""
+    def products(self, configs: Configs, product: Callable[[Tensor, Tensor], Tensor] | None = None) -> float:
+        """Forward and weight gradient of all heads at once, by ``torch.mm`` alone, or by ``product`` (x, weight) -> x @ weight.T."""
         hidden = getattr(next(iter(configs.values())), "hidden", None)
         units = len(configs) * (hidden or CLASSES)
         weight, grad, x = (torch.randn(shape, device=self.device) for shape in ((units, WIDTH), (BATCH, units), (BATCH, WIDTH)))
+        grad_t, x_t = grad.t().contiguous(), x.t().contiguous()
         out, of_weight = torch.empty(BATCH, units, device=self.device), torch.empty_like(weight)
         if hidden is not None:
             shapes = ((len(configs), CLASSES, hidden), (len(configs), BATCH, CLASSES), (len(configs), BATCH, hidden))
             second, of_logits, inner = (torch.randn(shape, device=self.device) for shape in shapes)
 
         def step() -> None:
+            if product is not None:
+                product(x, weight)
+                product(grad_t, x_t)
+                return
             torch.mm(x, weight.t(), out=out)
             torch.mm(grad.t(), x, out=of_weight)
             if hidden is not None:
@@ -240,9 +250,14 @@ class _InMemory:
 
 
 def _in_turn(ours: Callable[[], float], baseline: Callable[[], float]) -> tuple[float, float, float]:
-    """Medians of both, and the median of the ratios of pairs."""
-    ours()  # warm
-    pairs = [(ours(), baseline()) for _ in range(REPEATS)]
+    """Medians of both, and the median of the ratios of pairs, of which the first goes first in turn."""
+    pairs = []
+    for i in range(REPEATS):
+        if i % 2:
+            second = baseline()
+            pairs.append((ours(), second))
+        else:
+            pairs.append((ours(), baseline()))
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), statistics.median(a / b for a, b in pairs)
 
 
@@ -275,11 +290,12 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 def _launched(call: Callable[[], float]) -> float:
     """The same without capturing anything."""
-    warm_up, steps.WARM_UP = steps.WARM_UP, 2**31
+    capture = steps.CudaGraphs
+    steps.CudaGraphs = lambda device: None  # type: ignore[assignment, misc, return-value]
     try:
         return call()
     finally:
-        steps.WARM_UP = warm_up
+        steps.CudaGraphs = capture  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What a run costs against the number of encoders, tasks, training configs and images: python benchmarks/scaling.py [--quick]
 
 Whole runs on a folder of JPEG files with one worker, planning and results included, and the most memory of a pass over N images. The
-baseline is what separate runs would cost: a run of one encoder, task and config so many times.
+baseline are separate runs, each of one encoder, one task: they are really run. (Of configs and of images, so many times the smallest run.)
+On a CPU these are seconds of the process's own CPU time, which hardly depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from virb.features.cache import FeatureCache, slice_bounds
 from virb.features.passes import Numerics, PassOptions, Wanted, run_slice
 
 SIZE = 96
-DEPTHS = (4, 5, 6, 7)
+DEPTH = 4
 LR = [1e-3 * 1.2**i for i in range(64)]
 
 
@@ -40,40 +42,47 @@ def table(quick: bool = False) -> Table:
         run = _Runs(root, "cuda:0" if cuda else "cpu:1")
         run.seconds(1, 1, 1, n // 2)  # libraries are loaded
         one = run.seconds(1, 1, 8, n)
-        rows = [("1 encoder, 1 task, 8 configs, " + f"{n:,} images", seconds_text(one), "", "")]
+        rows = [("1 encoder, 1 task, 8 configs, " + f"{n:,} images", seconds_text(one), "", "", "")]
+        apart = [one, *(run.seconds([i], 1, 8, n) for i in range(1, counts[-1]))]
         for k in counts[1:]:
-            rows.append(_row(f"{k} encoders", run.seconds(k, 1, 8, n), one, k))
+            rows.append(_row(f"{k} encoders", run.seconds(k, 1, 8, n), one, sum(apart[:k])))
+        apart = [one, *(run.seconds(1, [i], 8, n) for i in range(1, counts[-1]))]
         for k in counts[1:]:
-            rows.append(_row(f"{k} tasks on the same images", run.seconds(1, k, 8, n), one, k))
-        for k in (1, 32) if quick else (1, 32, 64):
-            rows.append(_row(f"{k} configs", run.seconds(1, 1, k, n), one, k / 8))
+            rows.append(_row(f"{k} tasks on the same images", run.seconds(1, k, 8, n), one, sum(apart[:k])))
+        single = run.seconds(1, 1, 1, n)
+        rows.append(_row("1 config", single, one, None))
+        for k in (16,) if quick else (32, 64):
+            rows.append(_row(f"{k} configs", run.seconds(1, 1, k, n), one, k * single))
         for k in counts[1:]:
-            rows.append(_row(f"{k * n:,} images", run.seconds(1, 1, 8, k * n), one, k))
+            rows.append(_row(f"{k * n:,} images", run.seconds(1, 1, 8, k * n), one, k * one))
         small, large = (512, 1024) if quick else (1024, 8192)
         peaks = [_peak(root / "images", images) for images in (small, large)]
     rows += [
-        (f"most memory of a pass over {small:,} images", f"{peaks[0]:.0f} MiB", "", ""),
+        (f"most memory of a pass over {small:,} images", f"{peaks[0]:.0f} MiB", "", "", ""),
         (
             f"most memory of a pass over {large:,} images",
             f"{peaks[1]:.0f} MiB",
             f"{(peaks[1] - peaks[0]) * 1024 / (large - small):.1f} kB an image more (its pixels: {3 * SIZE * SIZE / 1024:.0f} kB)",
+            "",
             "0: independent of N",
         ),
     ]
     return Table(
         f"A run's cost, ViTs of 192 channels at {SIZE} px, {torch.cuda.get_device_name() if cuda else 'one CPU worker'}",
-        ("what", "time or memory", "against the first row", "so many separate runs"),
+        ("what", "time or memory", "against the first row", "separate runs", "against separate runs"),
         tuple(rows),
         (
             "an encoder more costs its arithmetic, a task more on the same images its heads, an image more its decoding and encoding",
+            "separate runs of configs and images are multiples of the smallest run",
             "memory is that of the process above the loaded encoder (VmHWM), in a process of its own; features leave it slice by slice",
         ),
         gpu="" if cuda else "python benchmarks/scaling.py",
     )
 
 
-def _row(what: str, seconds: float, one: float, separate: float) -> tuple[str, ...]:
-    return what, seconds_text(seconds), times(seconds / one), times(separate)
+def _row(what: str, seconds: float, one: float, separate: float | None) -> tuple[str, ...]:
+    beside = ("", "") if separate is None else (seconds_text(separate), times(seconds / separate))
+    return what, seconds_text(seconds), times(seconds / one), *beside
 
 
 class _Runs:
@@ -82,19 +91,20 @@ class _Runs:
     def __init__(self, root: Path, devices: str) -> None:
         self._root, self._devices, self._count = root, devices, 0
 
-    def seconds(self, encoders: int, tasks: int, configs: int, images: int) -> float:
+    def seconds(self, encoders: int | list[int], tasks: int | list[int], configs: int, images: int) -> float:
+        """``encoders``, ``tasks``: how many, or which."""
         self._count += 1
         out = self._root / f"out{self._count}"
-        given = {f"vit{depth}": _encoder(depth) for depth in DEPTHS[:encoders]}
+        given = {f"vit{i}": _encoder(i) for i in _which(encoders)}
         grid = {"optimizer": ["sgd"], "lr": LR[:configs]}
         limits = {"data": {"root": str(self._images(images))}, "num_epochs": 20, "grid": grid}
-        wanted = {f"task{i}": {"task": "folder", "seeds": [i], **limits} for i in range(tasks)}
+        wanted = {f"task{i}": {"task": "folder", "seeds": [i], **limits} for i in _which(tasks)}
         failed: dict[str, str] = {}
 
         def run() -> None:
             failed.update(virb.run(given, wanted, out, devices=self._devices, progress=False, cache_dir=out / "cache").failed)
 
-        seconds = timed(run)
+        seconds = timed(run, time.perf_counter if self._devices.startswith("cuda") else time.process_time)
         if failed:
             raise SystemExit(f"the run failed: {failed}")
         return seconds
@@ -111,8 +121,13 @@ class _Runs:
         return folder
 
 
-def _encoder(depth: int) -> dict[str, Any]:
-    args = {"width": 192, "depth": depth, "heads": 3, "patch_size": 16, "img_size": SIZE}
+def _which(given: int | list[int]) -> list[int]:
+    return list(range(given)) if isinstance(given, int) else given
+
+
+def _encoder(number: int) -> dict[str, Any]:
+    """Of equal arithmetic, and none like another: they were made for other sizes, from which positions are interpolated."""
+    args = {"width": 192, "depth": DEPTH, "heads": 3, "patch_size": 16, "img_size": SIZE + 16 * number}
     return {"arch": "vit", "weights": "random", "args": args, "input": {"size": SIZE}}
 
 
@@ -127,7 +142,7 @@ def measure_peak(root: Path, n: int) -> float:
     torch.set_num_threads(1)
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
     images = FileImages("jpegs", root, [files[i % len(files)] for i in range(n)])
-    encoder = virb.load_encoder(_encoder(4), name="vit")
+    encoder = virb.load_encoder(_encoder(0), name="vit")
     geometry = Geometry(size=(SIZE, SIZE), resize="squash", crop="none", crop_pct=1.0, interpolation="bilinear", view=None)
     options, wanted = PassOptions(Numerics("float32", "cpu"), 32, 1), [Wanted("vit", geometry, "embedding", "0" * 64)]
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,8 @@
 
     python benchmarks/tiers.py [--quick]
 
-The features are ten times what the fast tier is taken to hold, so the whole job reads from the slower one; both train the same heads to
-the same bits. Baselines are the job that fits, and reading of the mapped slices in line, batch by batch.
+The whole job reads from the slower tier, as one whose features are ten times the budget does for nearly all of its rows; both train the
+same heads to the same bits. Baselines are the job that fits, and reading of the mapped slices in line, batch by batch.
 """
 
 from __future__ import annotations
