@@ -183,6 +183,54 @@ def test_a_process_that_was_killed_is_told() -> None:
         list(batches)
 
 
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="the system cannot wait without asking")
+def test_a_death_is_told_to_who_waits_for_a_batch_and_to_nobody_else() -> None:
+    batches = ViewSource(Pictures(n=400), SPEC, workers=2).batches(plan(n=400, epochs=50))
+    for _ in range(3):  # every loader has its own
+        next(batches)
+        children = multiprocessing.active_children()
+        for child in children:
+            os.kill(child.pid or 0, signal.SIGKILL)
+        for child in children:
+            os.waitid(os.P_PID, child.pid or 0, os.WEXITED | os.WNOWAIT)  # it is dead, and nobody has asked what of
+        assert sum(range(10**5)) == 4999950000  # the training is at work meanwhile
+        with pytest.raises(ViRBError, match="process that loads images has died"):
+            next(batches)
+        batches = ViewSource(Pictures(n=400), SPEC, workers=2).batches(plan(n=400, epochs=50))
+    batches.close()
+
+
+class Unreadable(Pictures):
+    error: type[Exception] = OSError
+
+    def read(self, i: int) -> Image.Image:
+        if i == 17:
+            raise self.error("the disk is gone")
+        return super().read(i)
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, EOFError])
+def test_what_goes_wrong_in_a_process_is_no_death(error: type[Exception]) -> None:
+    images = Unreadable()
+    images.error = error
+    with pytest.raises(error, match=r"(?s)Caught .*the disk is gone") as told:
+        list(ViewSource(images, SPEC, workers=2).batches(plan(epochs=1)))
+    assert not multiprocessing.active_children()
+    del told  # an error that somebody still looks at keeps no process
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, ConnectionRefusedError, EOFError])
+def test_an_end_in_the_middle_of_sending_is_a_death(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loading
+
+    def broken(self: Any, *args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Loading, "_try_get_data", broken)
+    with pytest.raises(ViRBError, match="process that loads images has died"):
+        list(ViewSource(Pictures(), SPEC, workers=1).batches(plan(epochs=1)))
+
+
 def test_wishes_to_stop_are_not_for_the_workers() -> None:
     batches = ViewSource(Pictures(n=400), SPEC, workers=1).batches(plan(n=400, epochs=5))
     next(batches)

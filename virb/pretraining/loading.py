@@ -33,6 +33,7 @@ from virb.pretraining.augment import Draws, augment_pil, check_views, draw, norm
 from virb.pretraining.augment_tensors import augment_tensors, squash_tensor
 from virb.pretraining.data import rows_of
 from virb.pretraining.methods import Views, ViewSpec
+from virb.pretraining.signals import deaths
 
 if TYPE_CHECKING:
     from virb.pretraining.engine import BatchPlan
@@ -192,12 +193,21 @@ class ViewSource:
             generator=torch.Generator(),  # or it would draw from the global one, that networks draw from
             multiprocessing_context="fork" if can_fork else None,  # others would run the user's script again
         )
+        packets: Any = iter(loader)
+        waiting = deaths()
         try:
-            yield from loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            while True:
+                with waiting:
+                    packet = next(packets, None)
+                if packet is None:
+                    return
+                yield packet
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_of_a_death(error):
                 raise
             raise ViRBError(f"a process that loads images has died (out of memory?): {error}; try a smaller num_workers") from error
+        finally:
+            packets._shutdown_workers()  # an error on its way out would keep them, and who leaves waits for them without telling them
 
     def _fitting(self, plan: BatchPlan) -> int:
         """How many processes' batches fit into shared memory; containers often have 64 MB, and writing more than that kills."""
@@ -209,6 +219,13 @@ class ViewSource:
             per_image = sum(3 * view.size**2 for view in self.spec.views)
         batches = shutil.disk_usage(_SHM).free // max(1, plan.batch * per_image)
         return max(0, min(self.workers, (batches - 1) // (_AHEAD + 1)))
+
+
+def _is_of_a_death(error: Exception) -> bool:
+    """What a process found wrong is raised again by the loader, which says so; other errors of the system are of reading what a process
+    sent that is no more."""
+    told = "in DataLoader worker process" in str(error)
+    return not told and (not isinstance(error, RuntimeError) or "DataLoader worker" in str(error))
 
 
 def _start_worker(_: int) -> None:

@@ -1,9 +1,10 @@
-"""Signals that ask a training to stop: it finishes its step and saves first."""
+"""Signals that ask a training to stop: it finishes its step and saves first. And those that tell of a loading process that died."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -51,3 +52,41 @@ class Stopper:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before.clear()
+
+
+class Deaths:
+    """Torch's loader tells of a process that died by an error out of a signal handler, wherever the training is at that moment. With this
+    one around its handler the error comes while somebody waits for a batch (``with deaths:``), or as soon as somebody does."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self._handler = handler
+        self._waiting = False
+        self._error: RuntimeError | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        try:
+            self._handler(signum, frame)
+        except RuntimeError as error:
+            if self._waiting:
+                raise
+            self._error = error
+
+    def __enter__(self) -> None:
+        self._waiting = True
+        if self._error is not None:
+            error, self._error = self._error, None
+            self._waiting = False
+            raise error
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting = False
+
+
+def deaths() -> Deaths:
+    """For the loader that was started just now, and has set its handler where it may."""
+    name = getattr(signal, "SIGCHLD", None)
+    handler = signal.getsignal(name) if name is not None else None
+    found = Deaths(handler._handler if isinstance(handler, Deaths) else handler if callable(handler) else lambda signum, frame: None)
+    if name is not None and callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(name, found)
+    return found
