@@ -16,14 +16,18 @@ from frame import Table, main, paired, seconds_text, times
 
 import virb
 from virb.config.dense import DeepLabConfig, DenseConfig, DenseLinearConfig, PixelShuffleConfig
+from virb.data.images import ArrayImages
 from virb.data.placement import DenseTarget
 from virb.data.transforms import Geometry
-from virb.features.feature_set import EncodedRows, SampleFeatures
+from virb.features.feature_set import SampleFeatures
+from virb.features.passes import Numerics, PassOptions
 from virb.probes.base import RoleData, Seen
 from virb.probes.dense_data import DenseSplit, loss_grid
 from virb.probes.dense_heads import MapShape, build_head
 from virb.probes.dense_losses import find_dense_loss
 from virb.probes.dense_train import DenseRecipe, train_heads
+from virb.probes.inputs import encoded_rows, stream_batch
+from virb.runner.worker import ENCODE_BATCH
 
 BATCH = 16
 
@@ -72,33 +76,41 @@ def output_grid(config: DenseConfig, shapes: Sequence[MapShape], n_classes: int)
 
 
 def features(kind: str, request: str, n: int, size: int, device: torch.device) -> list[SampleFeatures]:
+    """Maps of images in memory: encoded as a run's stream encodes them, or all of them encoded before."""
     encoder = virb.load_encoder({"arch": "vit_small", "weights": "random"}, name="vit_small").to(device)
-    names = [str(one) for one in encoder.spec.expand(request)]
-    pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    last: dict[str, torch.Tensor] = {}
+    shape = (encoder.spec.embed_dim, size // 16, size // 16)
+    shapes = {str(one): shape for one in encoder.spec.expand(request)}
+    pixels = np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    images = ArrayImages("noise", pixels, [str(i) for i in range(n)])
+    geometry = Geometry((size, size), "squash", "none", 1.0, "bilinear", None)
+    numerics = Numerics("float32" if device.type == "cpu" else "bfloat16", device.type)
+    streams = encoded_rows(
+        images, geometry, shapes, encoder, device, PassOptions(numerics, stream_batch(BATCH, ENCODE_BATCH[device.type]), 0)
+    )
+    places = np.arange(n), np.arange(n + 1)
+    if kind == "streamed":
+        return [SampleFeatures([rows], *places, device, "streamed") for rows in streams]
+    tier = "host" if device.type == "cpu" else "device"
+    parts = [[rows.read(places[0][start : start + BATCH]) for rows in streams] for start in range(0, n, BATCH)]
+    return [SampleFeatures([_Kept(torch.cat(maps))], *places, device, tier) for maps in zip(*parts, strict=True)]
 
-    def encode(name: str) -> Callable[[np.ndarray], torch.Tensor]:
-        def read(rows: np.ndarray) -> torch.Tensor:
-            if kind == "cached":
-                return kept[name][torch.from_numpy(rows)]
-            if name not in last:
-                last.update(forward(rows))
-            return last.pop(name)
 
-        return read
+class _Kept:
+    """Maps in memory."""
 
-    def forward(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        with torch.no_grad():  # heads record these for their backward
-            found = encoder(encoder.prepare(pixels[torch.from_numpy(rows)].to(device)), names)
-        return {name: found[name] for name in names}
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self.shape: tuple[int, ...] | None = tuple(values.shape[1:])
+        self.nbytes = values.nbytes
 
-    kept = {}
-    if kind == "cached":
-        parts = [forward(np.arange(start, min(start + BATCH, n))) for start in range(0, n, BATCH)]
-        kept = {name: torch.cat([part[name] for part in parts]) for name in names}
-    side = size // 16
-    shape = (encoder.spec.embed_dim, side, side)
-    return [SampleFeatures([EncodedRows(n, shape, encode(name))], np.arange(n), np.arange(n + 1), device, "streamed") for name in names]
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def read(self, rows: np.ndarray) -> torch.Tensor:
+        return self._values[torch.from_numpy(rows)]
+
+    def read_one(self, row: int) -> torch.Tensor:
+        return self._values[row]
 
 
 def arithmetic(config: DenseConfig, maps: Sequence[SampleFeatures], n_classes: int) -> tuple[float, float]:
