@@ -23,6 +23,7 @@ from virb.data.loader import load_batches
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.features.cache import FeatureCache, slice_bounds
+from virb.features.layout import place
 from virb.features.passes import Numerics, PassOptions, Wanted, run_slice
 from virb.runner.worker import ENCODE_BATCH
 
@@ -50,7 +51,7 @@ def table(quick: bool = False) -> Table:
 
 def _encoders(size: int, device: torch.device) -> dict[str, Encoder]:
     given = {"weights": "random", "input": {"size": size, "resize": "shorter", "crop": "center", "crop_pct": 0.875}}
-    return {arch: virb.load_encoder({"arch": arch, **given}, name=arch).to(device) for arch in ARCHITECTURES}
+    return {arch: place(virb.load_encoder({"arch": arch, **given}, name=arch), device) for arch in ARCHITECTURES}
 
 
 def _measure(images: ImageList, encoders: dict[str, Encoder], device: torch.device, size: int, repeats: int) -> Table:

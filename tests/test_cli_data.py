@@ -245,3 +245,24 @@ def test_pack_a_folder_and_read_it_back(call: Call, tmp_path: Path) -> None:
     assert call("pack", "photos", "--out", "packed", "--force")[0] == 0
     assert "did you mean" in call("pack", "petz", "--out", "x")[2]
     assert "--shard_size 0 is too small" in call("pack", "photos", "--out", "x", "--shard_size", "0")[2]
+    assert "--shard_size 10% is a share; write a size" in call("pack", "photos", "--out", "x", "--shard_size", "10%")[2]
+    assert not (tmp_path / "x").exists()
+
+
+def test_verify_looks_at_a_folder_and_at_a_pack(call: Call, tmp_path: Path) -> None:
+    for number, (split, cls) in enumerate((split, cls) for split in ("train", "test") for cls in BREEDS):
+        (tmp_path / "photos" / split / cls).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "photos" / split / cls / "0.png")
+    assert call("pack", "photos", "--out", "packed")[0] == 0
+    for place in ("photos", "packed"):
+        code, out, err = call("verify", place)
+        assert (code, err) == (0, "")
+        assert out.splitlines()[-1].startswith("folder: train 2 · test 2")
+        assert out.endswith("4 images decoded · ok\n")
+    shard = tmp_path / "packed" / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:300])
+    code, out, _ = call("verify", "packed")
+    assert code == 1
+    assert out.splitlines()[0] == "wrong  2 of 4 images cannot be read"
+    assert "the shard is cut off" in out
+    assert "did you mean" in call("verify", "petz")[2]

@@ -27,6 +27,7 @@ from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.encoders.load import encoder_names, load_encoder
 from virb.errors import ConfigError, Problem, UserError, did_you_mean
+from virb.features.layout import place
 from virb.features.passes import Numerics, PassOptions
 from virb.features.passes import encode as encode_pixels
 from virb.plan.build import draft_plan
@@ -92,16 +93,16 @@ def encode(
     spec = network.spec.input
     shape = (size, size) if isinstance(size, int) else size or spec.size
     geometry = Geometry(shape, spec.resize, spec.crop, spec.crop_pct, spec.interpolation, None)
-    place = torch.device(parse_devices(device)[0])
-    numerics = Numerics(resolve_precision(precision, place.type), place.type)
-    options = PassOptions(numerics, batch_size or ENCODE_BATCH[place.type], 0)
-    network = network.to(place)
+    on = torch.device(parse_devices(device)[0])
+    numerics = Numerics(resolve_precision(precision, on.type), on.type)
+    options = PassOptions(numerics, batch_size or ENCODE_BATCH[on.type], 0)
+    network = place(network, on)
     want = [want] if isinstance(want, str) else list(want)
     requests = [str(network.spec.check(text)) for text in want]
     found: dict[str, list[torch.Tensor]] = {request: [] for request in requests}
     unique = list(found)
     for batch in load_batches(images, np.arange(len(images)), (geometry,), options.batch_size, 0, on_bad_image="error"):
-        for request, values in encode_pixels(network, batch.pixels[geometry], unique, place, options).items():
+        for request, values in encode_pixels(network, batch.pixels[geometry], unique, on, options).items():
             found[request] += values
     return {text: torch.stack(found[request]).clone() for text, request in zip(want, requests, strict=True)}
 

@@ -24,6 +24,11 @@ class BadImage(ViRBError):
     """An image cannot be decoded; the message names it."""
 
 
+class UnreadImage(BadImage):
+    """An image cannot be read now (the disk, a permission, a shard that is cut off). That says nothing of the image: nobody goes on without
+    it, and nothing is kept of it, so that it is there as soon as the fault is mended."""
+
+
 @dataclass(frozen=True, order=True)
 class Problem:
     """One mistake in one file. ``line`` is 1-based, 0 when it concerns the whole file or the command line."""

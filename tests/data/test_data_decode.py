@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import builtins
+import errno
+import io
+import os
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from virb.data.decode import crop_box, read_rgb
-from virb.errors import BadImage
+from virb.data.decode import crop_box, read_rgb, read_size, read_target
+from virb.errors import BadImage, UnreadImage
 
 RANDOM = np.random.default_rng(3)
 COLOURS = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -107,17 +112,37 @@ def test_what_is_no_image_is_named(tmp_path, content):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(BadImage, match=r"gone\.jpg: does not exist"):
+    with pytest.raises(UnreadImage, match=r"gone\.jpg: does not exist"):
         read_rgb(str(tmp_path / "gone.jpg"))
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", path)
+@pytest.mark.parametrize(
+    ("code", "message"), [(errno.EACCES, r"may not be read \(permission denied\)"), (errno.EIO, r"cannot be read \(Input/output error\)")]
+)
+def test_a_file_that_cannot_be_read_is_no_bad_image(tmp_path, monkeypatch, code, message):
+    path = save(tmp_path / "a.png", Image.fromarray(COLOURS))
 
-    monkeypatch.setattr(Image, "open", refuse)  # root may read everything
-    with pytest.raises(BadImage, match=r"a\.png: may not be read \(permission denied\)$"):
-        read_rgb(str(tmp_path / "a.png"))
+    def refuse(self, *_, **__):
+        raise OSError(code, os.strerror(code), str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", refuse)  # root may read everything
+        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr(builtins, "open", refuse)
+        for read in (read_rgb, read_size, read_target):
+            with pytest.raises(UnreadImage, match=rf"a\.png: {message}$"):
+                read(path)
+    assert read_rgb(path).size == read_size(path)[::-1]
+
+
+def test_a_broken_file_is_a_bad_image_also_where_the_system_objects(tmp_path):
+    """An offset before the file's beginning, to which no system can seek."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"II*\0\xff\xff\xff\xff" + bytes(20))
+    for read in (read_rgb, read_size, read_target):
+        with pytest.raises(BadImage) as caught:
+            read(str(path))
+        assert not isinstance(caught.value, UnreadImage)
 
 
 def test_boxes_are_rounded_and_clipped():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from virb.data.images import ArrayImages, Dataset, FileImages, RenderedImages, Samples
 from virb.data.sequences import FileSequence, LazySequence, PackedStrings
-from virb.errors import BadImage
+from virb.errors import BadImage, UnreadImage
 
 RANDOM = np.random.default_rng(5)
 
@@ -71,6 +71,23 @@ def test_boxes_crop_and_repeated_paths_get_numbers(files):
         np.testing.assert_array_equal(np.asarray(images.read(1)), np.asarray(whole)[2:8, 1:5])
     with pytest.raises(BadImage, match=r"2\.png: box"):
         FileImages("outside", root, [paths[1]], np.array([[50, 50, 60, 60]])).read(0)
+
+
+def test_a_file_that_was_never_there_is_bad_and_one_that_went_away_is_unread(files):
+    root, paths = files
+    images = FileImages("some", root, [*paths, "none.png"])
+    identity = images.identity()
+    (root / paths[0]).rename(root / "away.png")
+    copy = pickle.loads(pickle.dumps(images))
+    for read in (copy.read, copy.image_size):
+        with pytest.raises(UnreadImage, match="does not exist"):
+            read(0)
+        with pytest.raises(BadImage, match="does not exist") as caught:
+            read(len(paths))
+        assert not isinstance(caught.value, UnreadImage)
+    (root / "away.png").rename(root / paths[0])
+    assert copy.read(0).size == copy.image_size(0)[::-1]
+    assert copy.identity() == identity
 
 
 def test_identity_ignores_name_root_and_times(files, tmp_path):

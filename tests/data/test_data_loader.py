@@ -13,7 +13,7 @@ from virb.data import loader
 from virb.data.images import ImageList
 from virb.data.loader import LoadedBatch, load_batches, on_device
 from virb.data.transforms import Geometry, View
-from virb.errors import BadImage
+from virb.errors import BadImage, UnreadImage
 
 SQUASH, VIEW, NATIVE = Geometry((6, 6), "squash"), Geometry((5, 5), view=View(0)), Geometry(None, "none", "none")
 
@@ -104,6 +104,22 @@ def test_nothing_to_load_and_wrong_batch_size():
     assert list(load_batches(Listed(3), [], [SQUASH], 4, 2)) == []
     with pytest.raises(ValueError, match="batch_size"):
         next(load_batches(Listed(3), [0], [SQUASH], 0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_read_now_is_never_skipped(workers):
+    broken = Listed(9, bad=[1])
+    read = broken.read
+
+    def read_or_fail(i):
+        if i == 5:
+            raise UnreadImage("folder/5.jpg: cannot be read (Input/output error)")
+        return read(i)
+
+    broken.read = read_or_fail
+    with pytest.raises(UnreadImage, match=r"folder/5\.jpg"):
+        list(load_batches(broken, range(9), [SQUASH], 4, workers, on_bad_image="skip"))
+    assert decode_threads() == []
 
 
 def test_other_errors_are_not_taken_for_bad_images():

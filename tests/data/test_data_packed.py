@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -21,7 +22,7 @@ from virb.data.sequences import FileSequence
 from virb.data.subsets import subset
 from virb.data.tars import TarImages, _OpenFiles
 from virb.data.transforms import Geometry
-from virb.errors import BadImage, UserError
+from virb.errors import UnreadImage, UserError, ViRBError
 from virb.plan.samples import samples_id
 
 SQUASH = Geometry((16, 16), "squash")
@@ -94,7 +95,52 @@ def test_packing_twice_gives_equal_bytes(photos: Path, packed: Path, tmp_path: P
     assert all((packed / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
 
 
-def test_a_cut_or_damaged_shard_costs_its_images_only(packed: Path) -> None:
+def paint(path: Path, value: int) -> None:
+    """Other pixels in as many bytes."""
+    Image.new("RGB", (9, 7), (value, value, value)).save(path)
+
+
+@pytest.fixture
+def bitmaps(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        for cls in ("cat", "dog"):
+            (tmp_path / "bitmaps" / split / cls).mkdir(parents=True)
+            for i in range(3):
+                paint(tmp_path / "bitmaps" / split / cls / f"{i}.bmp", 200 + i)
+    return tmp_path / "bitmaps"
+
+
+def test_a_file_that_changes_while_it_is_packed(bitmaps: Path, tmp_path: Path) -> None:
+    hurt = bitmaps / "train" / "cat" / "1.bmp"
+
+    def tell(what: str, done: int, total: int) -> None:
+        if done == 4:
+            os.utime(bitmaps / "train" / "cat" / "0.bmp", (1, 1))  # the same content, later
+            paint(hurt, 3)
+
+    with pytest.raises(ViRBError, match=r"train/cat/1\.bmp of train changed while it was packed; pack again"):
+        pack(load_dataset("folder", bitmaps), tmp_path / "out", tell=tell)
+    assert not (tmp_path / "out" / INDEX).exists()
+    pack(load_dataset("folder", bitmaps), tmp_path / "out", tell=tell)  # it changes to what it is
+
+
+def test_packing_other_images_of_equal_sizes_again_is_told(bitmaps: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    first = pack(load_dataset("folder", bitmaps), tmp_path / "out", force=True, warn=told.append)
+    pack(load_dataset("folder", bitmaps), tmp_path / "out", force=True, warn=told.append)
+    assert told == []
+    for i in (0, 2):
+        paint(bitmaps / "train" / "dog" / f"{i}.bmp", 0)
+    again = pack(load_dataset("folder", bitmaps), tmp_path / "out", force=True, warn=told.append)
+    assert again.lists["train"].identity() == first.lists["train"].identity()
+    assert len(told) == 1
+    assert told[0].startswith("2 images of train have another content than in the earlier pack under the same path and size")
+    (bitmaps / "test" / "dog" / "0.bmp").write_bytes(b"another size")
+    pack(load_dataset("folder", bitmaps), tmp_path / "out", force=True, warn=told.append)
+    assert len(told) == 1  # that has another identity
+
+
+def test_a_cut_or_damaged_shard_is_no_bad_image_and_costs_its_images_only(packed: Path) -> None:
     images = load_dataset("folder", packed).lists["train"]
     assert isinstance(images, TarImages)
     shards = sorted(packed.glob("train-*.tar"))
@@ -107,13 +153,18 @@ def test_a_cut_or_damaged_shard_costs_its_images_only(packed: Path) -> None:
         file.seek(place)
         file.write(b"\xff")
     images = load_dataset("folder", packed).lists["train"]
-    batches = list(load_batches(images, range(len(images)), [SQUASH], 4, 3, on_bad_image="skip"))
-    bad = {row: reason for batch in batches for row, reason in batch.bad.items()}
+    bad = {}
+    for i in range(len(images)):
+        try:
+            (batch,) = load_batches(images, [i], [SQUASH], 4, 3, on_bad_image="skip")
+            assert not batch.bad
+        except UnreadImage as error:
+            bad[i] = str(error)
     assert sorted(bad) == sorted({*np.flatnonzero(cut).tolist(), row})
     assert "train-000000.tar: train/cat/-rf.png: the shard is cut off" in bad[0]
     assert "the shard is damaged there" in bad[row]
     (packed / "train-000001.tar").unlink()
-    with pytest.raises(BadImage, match="No such file"):
+    with pytest.raises(UnreadImage, match="does not exist"):
         subset(images, np.arange(len(images))).read(row)
     with pytest.raises(UserError, match=r"1 of \d+ shards are not in .*such as train-000001.tar"):
         load_dataset("folder", packed)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import builtins
+import errno
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 
 from virb.data import video
 from virb.data.images import FrameImages
-from virb.errors import BadImage
+from virb.errors import BadImage, UnreadImage
 
 N_FRAMES = 40
 
@@ -96,6 +100,28 @@ def test_problems_name_the_file(tmp_path, h264):
     (tmp_path / "junk.mp4").write_bytes(b"junk" * 100)
     with pytest.raises(BadImage, match=r"junk\.mp4: cannot be read as a video"):
         video.frame_count(str(tmp_path / "junk.mp4"))
+
+
+def test_what_cannot_be_read_is_not_what_cannot_be_decoded(tmp_path, h264, monkeypatch):
+    images = FrameImages("x", tmp_path, [("v.mp4", 3), ("none.mp4", 0)])
+    images.identity()
+    with pytest.raises(BadImage, match=r"none\.mp4: does not exist") as caught:
+        images.read(1)  # its identity says so, too
+    assert not isinstance(caught.value, UnreadImage)
+    Path(h264).rename(tmp_path / "away.mp4")
+    with pytest.raises(UnreadImage, match=r"v\.mp4: does not exist"):
+        images.read(0)
+    (tmp_path / "v.mp4").write_bytes(b"junk" * 100)
+    with pytest.raises(BadImage) as caught:
+        images.read(0)
+    assert not isinstance(caught.value, UnreadImage)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(builtins, "open", refuse)  # what FFmpeg says of a bad disk is what it says of bad content
+    with pytest.raises(UnreadImage, match=r"v\.mp4: cannot be read \(Input/output error\)"):
+        images.read(0)
 
 
 def test_frame_images(tmp_path, h264):

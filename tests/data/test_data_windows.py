@@ -13,7 +13,7 @@ from virb.data.images import ArrayImages, FileImages, Samples
 from virb.data.loader import load_batches
 from virb.data.transforms import Geometry
 from virb.data.windows import WindowedImages, merge_windows, windowed_samples
-from virb.errors import BadImage, UserError
+from virb.errors import BadImage, UnreadImage, UserError
 
 SHAPES = [(40, 60), (90, 45), (33, 33), (20, 100), (31, 32)]  # height, width
 
@@ -155,6 +155,16 @@ def test_sizes_of_files_are_those_of_upright_images(tmp_path):
         FileImages("b", tmp_path, paths[:1], np.array([[40, 2, 50, 8]])).image_size(0)
     with pytest.raises(BadImage, match="does not exist"):
         FileImages("c", tmp_path, ["none.png"]).image_size(0)
+
+
+def test_windows_are_not_placed_over_what_cannot_be_read_now(tmp_path, monkeypatch):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    files = FileImages("a", tmp_path, ["a.png", "none.png"])
+    assert len(WindowedImages(files, None, (10, 10), (10, 10))) == 7  # six, and one for what was never there
+    files.identity()
+    (tmp_path / "a.png").rename(tmp_path / "away.png")
+    with pytest.raises(UnreadImage, match="does not exist"):
+        len(WindowedImages(files, None, (10, 10), (10, 10)))
 
 
 def test_the_exif_of_a_png_counts_also_behind_the_pixels(tmp_path):

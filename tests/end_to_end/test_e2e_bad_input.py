@@ -17,6 +17,7 @@ import pytest
 from e2e_support import PIXELS, Answer, Bench, files_below, save_images
 
 import virb.io
+from virb.cli import main
 from virb.results.schema import Job, validate
 
 
@@ -158,6 +159,24 @@ def test_images_repaired_after_a_failure(bench: Bench) -> None:
     name.write_bytes(good)
     bench.run_well()
     assert bench.job()["bad_images"]["count"] == 0
+
+
+@pytest.mark.parametrize("more", ["", "on_bad_image: skip", "on_bad_image: skip, pre_encode: false"])
+def test_a_shard_that_is_copied_again(bench: Bench, more: str) -> None:
+    """A fault of reading says nothing of the images: it is told, and nothing of it is kept."""
+    bench.write(tasks=bench.task(more))
+    bench.run_well("--no_cache", out=bench.folder / "whole")
+    packed = bench.folder / "packed"
+    assert main(["data", "pack", str(bench.images), "--out", str(packed), "--data_root", str(bench.folder)]) == 0
+    shard = packed / "train-000000.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    bench.write(tasks=bench.task(more, root=packed))
+    failed(bench, "the shard is cut off")
+    shard.write_bytes(content)
+    bench.run_well()
+    assert bench.job()["bad_images"]["count"] == 0
+    assert bench.job()["metrics"] == bench.job(out=bench.folder / "whole")["metrics"]
 
 
 def test_no_image_of_a_split_decodes(bench: Bench) -> None:

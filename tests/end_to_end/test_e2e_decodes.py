@@ -11,6 +11,7 @@ from e2e_support import Bench, assert_same_results, save_images
 from PIL import Image
 
 from virb.data import decode, images
+from virb.features import encoding
 from virb.features.cache import FeatureCache
 from virb.runner import run
 
@@ -55,7 +56,7 @@ def last_run(out: Path) -> dict[str, Any]:
     return json.loads(max((out / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime_ns).read_text())
 
 
-def test_four_encoders_two_geometries_and_two_tasks_decode_each_image_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_encoders_three_geometries_and_two_tasks_decode_each_image_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch)
     bench.write(FOUR, bench.task() + bench.task("probe: mlp").replace("colours:", "again:"))
     bench.run_well()
@@ -63,7 +64,7 @@ def test_four_encoders_two_geometries_and_two_tasks_decode_each_image_once(bench
     assert sorted(calls.paths) == sorted(str(path) for path in bench.images.rglob("*.png"))
     assert len(calls.paths) == calls.opened == n
     record = last_run(bench.out)
-    assert record["plan"]["geometries"] == ["16px", "24px"]
+    assert record["plan"]["geometries"] == ["16px", "24px bicubic centre crop", "24px bilinear centre crop"]
     assert len(record["done"]) == 8
     assert record["plan"]["decoded_images"] == n
     # Another grid reads no image.
@@ -80,9 +81,25 @@ def test_what_is_decoded_while_heads_train_counts_too(bench: Bench, monkeypatch:
     bench.run_well("--cache_budget", "0")
     assert len(calls.paths) > 5 * 27  # every epoch anew
     assert last_run(bench.out)["plan"]["decoded_images"] == len(calls.paths)
-    seconds = last_run(bench.out)["profile"]["worker_seconds"]
-    assert seconds["encode"] > 0
-    assert last_run(bench.out)["profile"]["bound"] is None  # no pass was made
+    profile = last_run(bench.out)["profile"]
+    seconds = profile["worker_seconds"]
+    assert min(seconds["decode"], seconds["encode"]) > 0  # apart, and none of the heads'
+    assert sum(seconds.values()) == pytest.approx(profile["wall_seconds"], rel=0.05, abs=0.02)
+    assert profile["bound"] in ("loader-bound", "encoder-bound")
+    assert min(profile["loader_images_per_second"], profile["encoder_images_per_second"]) > 0
+
+
+def test_what_failed_was_decoded_all_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    bench.write(tasks=bench.task("on_bad_image: skip"))
+
+    def wrong(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no head today")
+
+    monkeypatch.setattr("virb.probes.linear.GradientProbe.from_features", wrong)
+    answer = bench.run("--cache_budget", "0")  # looks for bad images before it fails
+    assert answer.code == 1
+    assert last_run(bench.out)["plan"]["decoded_images"] == len(calls.paths) >= 42
 
 
 @pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
@@ -151,6 +168,21 @@ def test_dense_heads_that_stream_decode_each_image_once(bench: Bench, more: str)
     assert_same_results(bench.folder / "without", bench.out)
 
 
+def test_a_stream_encodes_as_many_images_as_a_step_has(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five samples a step: eight images at once, in every batch, also where windows make several rows of a sample to test on."""
+    shapes: set[int] = set()
+    forward = encoding.forward
+
+    def noting(encoder: Any, pixels: Any, requests: Any, device: Any, numerics: Any, batch_size: int, *more: Any) -> Any:
+        shapes.add(batch_size)
+        return forward(encoder, pixels, requests, device, numerics, batch_size, *more)
+
+    monkeypatch.setattr(encoding, "forward", noting)
+    bench.write(PLANTED, f"masks: {PIXELWISE}, windows: {{size: [24, 36], stride: [8, 12]}}}}\n")
+    bench.run_well()
+    assert shapes == {8}
+
+
 def test_passes_that_memory_splits_decode_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.write(FOUR)
     bench.run_well(out=bench.folder / "whole")
@@ -197,6 +229,11 @@ def test_rounds_of_features_give_the_same_results_in_less_room(bench: Bench, dev
     record = last_run(bench.out)
     assert not any(bench.job(name)["streamed"] for name in ("small", "finer", "large", "vit"))
     assert record["plan"]["decoded_images"] == 42 * record["plan"]["passes"] // 2  # a round decodes anew, and no epoch does
+    # Another run uses what the last round left first, and makes room with it.
+    bench.run_well("--cache_dir", str(tight), "--cache_budget", str(largest), "--force", devices=devices)
+    assert_same_results(bench.folder / "whole", bench.out)
+    assert not any(bench.job(name)["streamed"] for name in ("small", "finer", "large", "vit"))
+    assert 0 < FeatureCache(tight).size() <= largest
 
 
 def test_profile_stands_at_the_end_and_in_the_record(bench: Bench) -> None:
@@ -227,7 +264,7 @@ def test_a_job_too_large_for_memory_reads_from_copies_on_this_machine(bench: Ben
     bench.write()
     bench.run_well(out=bench.folder / "whole")
     read.clear()
-    monkeypatch.setattr(worker, "free_memory", lambda: 0)
+    monkeypatch.setattr(worker, "working_tier", lambda *_: "mapped")
     here = bench.folder / "here"
     bench.run_well("--local_cache", str(here))
     assert bench.job()["tier"] == "mapped"

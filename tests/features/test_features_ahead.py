@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,9 +94,10 @@ class FakeCuda:
         return self.Values(self, int(chunk[0]))
 
 
-def test_on_a_gpu_each_batch_is_waited_for_and_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: ([one], {}), lambda one: ([], {"targets": one})])
+def test_on_a_gpu_each_batch_is_waited_for_and_guarded(monkeypatch: pytest.MonkeyPatch, wrap: Any) -> None:
     cuda = FakeCuda(monkeypatch)
-    for chunk, _ in read_ahead(cuda.read, torch.arange(4).split(1), torch.device("cuda:0")):  # type: ignore[arg-type]
+    for chunk, _ in read_ahead(lambda chunk: wrap(cuda.read(chunk)), torch.arange(4).split(1), torch.device("cuda:0")):
         cuda.log.append(("used", int(chunk[0])))
     for number in range(4):
         places = [cuda.log.index((step, number)) for step in ("read", "waited", "guarded", "used")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,31 @@ def test_a_damaged_slice_is_decoded_and_made_again_by_the_next_run(images: Files
     expected, expected_bad = pixels(images, (SQUASH,), {})
     assert torch.equal(found[SQUASH], expected[SQUASH])
     assert bad == expected_bad
+    assert kept[SQUASH].bad() is None
     assert (0, SLICE_ROWS) in cache.missing_slices(pixel_record(images.identity(), SQUASH).key, N)
+
+
+def test_who_only_looks_leaves_all_as_it_is(images: Files, cache: FeatureCache) -> None:
+    keep(images, cache, SQUASH)
+    key = pixel_record(images.identity(), SQUASH).key
+    record, damaged = cache.entry_folder(key) / "record.json", cache.slice_path(key, SLICE_ROWS)
+    damaged.write_bytes(b"")
+    for use in (False, True):
+        os.utime(record, (1, 1))
+        kept = DecodedImages(cache, key, N, (12, 16), use=use)
+        assert isinstance(kept.find(0), np.ndarray)
+        assert kept.find(SLICE_ROWS) is None
+        assert (record.stat().st_mtime > 1) == use
+        assert cache.has_slice(key, SLICE_ROWS) != use
+
+
+def test_which_images_are_bad_is_not_known_where_a_slice_is_damaged(images: Files, cache: FeatureCache) -> None:
+    """Who asks before anything is read must not be told of the other slices alone."""
+    kept = keep(images, cache, SQUASH)
+    path = cache.slice_path(pixel_record(images.identity(), SQUASH).key, 0)
+    path.write_bytes(path.read_bytes()[:-3])
+    assert kept[SQUASH].is_complete()  # by the names of its files
+    assert kept[SQUASH].bad() is None
 
 
 def test_keys() -> None:

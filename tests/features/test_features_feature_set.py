@@ -145,6 +145,15 @@ def test_on_cuda(cache, tier):
     assert np.array_equal(rows.cpu().numpy(), values[picks[[4, 0]].reshape(-1)])
 
 
+def test_a_sample_of_a_stream_is_encoded_at_once():
+    values, asked = values_of(0), []
+    stream = EncodedRows(N_ROWS, values.shape[1:], lambda rows: asked.append(rows.tolist()) or torch.from_numpy(values[rows]))
+    features = SampleFeatures([stream], np.array([4, 1, 7, 2]), np.array([0, 3, 3, 4]), CPU, "streamed")
+    assert np.array_equal(torch.stack(features.sample(0)).numpy(), values[[4, 1, 7]])
+    assert features.sample(1) == []
+    assert asked == [[4, 1, 7]]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_rows_that_lie_on_the_device_beside_others_that_are_streamed():
     """A job may stream one map of a request and hold another: both are read without copies then."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from virb.features import limits
-from virb.features.limits import encoder_limit, weight_bytes
+from virb.features.limits import encoder_limit, weight_bytes, working_tier
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,17 @@ def test_each_cuda_worker_has_its_device_and_the_smallest_decides(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: SimpleNamespace(total_memory=sizes[name]))
     assert encoder_limit(("cuda:0",)) == 20e9
     assert encoder_limit(("cuda:0", "cuda:1")) == 12e9
+
+
+def test_where_features_of_a_size_are_read_from(monkeypatch):
+    monkeypatch.setattr(limits, "free_memory", lambda: 100)
+    assert [working_tier(need, "cpu", 1) for need in (49, 50)] == ["host", "mapped"]
+    assert [working_tier(need, "cpu", 2) for need in (24, 25)] == ["host", "mapped"]  # workers share the host
+    assert working_tier(20, "cpu", 1, taken=70) == "mapped"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 1000) if str(device) == "cuda:1" else None)
+    assert [working_tier(need, "cuda:1", 1) for need in (29, 30, 50)] == ["device", "host", "mapped"]
+    assert working_tier(29, "cuda:1", 1, taken=10) == "host"
 
 
 def test_weights_are_float32():

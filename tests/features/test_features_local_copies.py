@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -58,6 +59,27 @@ def test_what_has_no_room_stays_where_it_is(rows: MappedRows, tmp_path: Path, mo
     place = tmp_path / "here"
     rows.move(lambda slices: bring(slices, KEY, place))
     assert [path.stat().st_size for path in (place / KEY).glob("*.bin")] == [first]
+    assert rows.read(np.arange(N)).equal(before)
+
+
+@pytest.mark.parametrize(("in_use", "left"), [(None, {KEY, "cd", "ef", "01"}), ({KEY, "cd"}, {KEY, "cd", "01"})])
+def test_copies_of_other_jobs_make_room(
+    rows: MappedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_use: set[str] | None, left: set[str]
+) -> None:
+    place = tmp_path / "here"
+    for age, name in enumerate(("01", "ef", "cd")):  # the one made last first
+        (place / name).mkdir()
+        (place / name / "0.bin").write_bytes(bytes(4000))
+        os.utime(place / name, (10 - age, 10 - age))
+
+    def usage(path: Path) -> Disk:
+        used = sum(file.stat().st_size for file in place.rglob("*.bin"))
+        return Disk(15_000, used, 15_000 - used)
+
+    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    before = rows.read(np.arange(N))
+    rows.move(lambda slices: bring(slices, KEY, place, in_use))
+    assert {folder.name for folder in place.iterdir() if any(folder.iterdir())} == left
     assert rows.read(np.arange(N)).equal(before)
 
 

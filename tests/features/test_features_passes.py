@@ -15,8 +15,9 @@ from PIL import Image
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry, View
 from virb.encoders.load import load_encoder
-from virb.errors import BadImage, ViRBError
+from virb.errors import BadImage, UnreadImage, ViRBError
 from virb.features.cache import FeatureCache
+from virb.features.decoded import Pixels
 from virb.features.feature_set import MappedRows
 from virb.features.passes import Numerics, PassOptions, Wanted, encode, forward, run_slice
 
@@ -317,6 +318,25 @@ def test_bad_images_are_noted_and_hold_nothing(cache):
             assert rows.read_one(row).shape == (3,)
         assert not rows.read_one(2).any()
         assert rows.dtype == torch.float16
+
+
+def test_nothing_is_written_of_a_slice_with_an_image_that_cannot_be_read_now(cache):
+    images, item = Counting(7, bad=(2,)), want("mean")
+    read_well = images.read
+
+    def read_or_fail(i: int) -> Image.Image:
+        if i == 6:
+            raise UnreadImage("shard: the shard is cut off")
+        return read_well(i)
+
+    images.read = read_or_fail  # type: ignore[method-assign]
+    with pytest.raises(UnreadImage, match="the shard is cut off"):
+        run_slice(images, 0, 7, [item], {"mean": Fake("mean", means)}, cache, CPU, options(4), pixels=Pixels(keep={SMALL: "pixels"}))
+    assert not cache.has_slice(item.key, 0)
+    assert not cache.has_slice("pixels", 0)
+    images.read = read_well  # type: ignore[method-assign]
+    assert run_slice(images, 0, 7, [item], {"mean": Fake("mean", means)}, cache, CPU, options(4)).failed == {}
+    assert sorted(MappedRows(cache.slices(item.key, 7)).bad) == [2]
 
 
 def test_native_sizes_make_ragged_rows(cache, encoders):

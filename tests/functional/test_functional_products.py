@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -61,6 +63,36 @@ def test_where_there_is_no_such_kernel_blas_does_it(monkeypatch: pytest.MonkeyPa
     x, weight = torch.randn(256, 384), torch.randn(100, 384)
     assert torch.equal(linear(x, weight), x @ weight.t())
     assert torch.equal(linears(x[None].expand(2, -1, -1), weight[None].expand(2, -1, -1))[0], torch.bmm(x[None], weight.t()[None])[0])
+
+
+def _other_arguments(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x @ weight.t()
+
+
+def _other_sense(x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
+    return 2 * (x @ weight.t())
+
+
+def _gone(*_: object) -> torch.Tensor:
+    raise RuntimeError("mkldnn::_linear_pointwise() expected at most 5 argument(s)")
+
+
+def _as_now(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, attr: str, scalars: list, algorithm: str) -> torch.Tensor:
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+@pytest.mark.parametrize(("product", "is_used"), [(_other_arguments, False), (_other_sense, False), (_gone, False), (_as_now, True)])
+def test_a_torch_with_another_product_of_that_name(monkeypatch: pytest.MonkeyPatch, product: object, is_used: bool) -> None:
+    onednn_linear.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(products.torch, "ops", SimpleNamespace(mkldnn=SimpleNamespace(_linear_pointwise=product)))
+    try:
+        assert onednn_linear() is (product if is_used else None)
+        x, weight = torch.randn(256, 384), torch.randn(100, 384)
+        close(linear(x, weight), x.double() @ weight.double().t(), 384)
+    finally:
+        onednn_linear.cache_clear()
 
 
 def test_the_choice_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

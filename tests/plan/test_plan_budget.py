@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from plan_support import DIGITS, PIXELS, MakePlan
 
 from virb.features.cache import FeatureCache
+from virb.plan.budget import Round, _pack
 from virb.plan.graph import Graph, Unit, UnitReport
 from virb.plan.jobs import Plan
 
@@ -25,11 +27,12 @@ def size_of(plan: Plan, *names: str) -> int:
     return sum(entry.nbytes for entry in plan.context.entries.values() if entry.wanted.encoder in names)
 
 
-def walk(plan: Plan) -> tuple[list[str], int, set[str]]:
-    """What one worker does, in order; the most bytes that lie on the disk at once; and what lies there in the end."""
+def walk(plan: Plan, before: Collection[str] = ()) -> tuple[list[str], int, set[str]]:
+    """What one worker does, in order; the most bytes that lie on the disk at once; and what lies there in the end. ``before``: entries that
+    lie there in the beginning."""
     graph, sizes = Graph(plan.units), made(plan)
     order: list[str] = []
-    there: set[str] = set()
+    there: set[str] = set(before)
     most = 0
     while (unit := graph.next_ready()) is not None:
         graph.start(unit)
@@ -39,6 +42,8 @@ def walk(plan: Plan) -> tuple[list[str], int, set[str]]:
             there -= set(unit.payload)
         else:
             assert set(unit.inputs) & sizes.keys() <= there
+            needs = {key for role in plan.context.jobs[unit.payload].roles.values() for key in role.entries}
+            assert {key for key in needs if not plan.context.entries[key].streamed} <= there
         most = max(most, sum(sizes[key] for key in there))
         order.append(unit.title if unit.is_job else unit.kind)
         assert not graph.finish(unit, UnitReport())
@@ -116,16 +121,59 @@ def test_cached_entries_take_no_room_and_are_not_released(make_plan: MakePlan, t
     plan = make_plan(THREE, {"t": SMALL}, cache_dir=tmp_path / "cache")
     cache = FeatureCache(tmp_path / "cache")
     kept = {key for key, entry in plan.context.entries.items() if entry.wanted.encoder == "a"}
-    for key in kept:
-        entry = plan.context.entries[key]
-        assert entry.row_shape is not None
-        cache.write_slice(key, 0, np.zeros((entry.n_rows, *entry.row_shape), np.float32), {})
+    write(cache, plan, kept)
     budget = cache.size() + max(size_of(plan, "b"), size_of(plan, "c"))
     tight = make_plan(THREE, {"t": SMALL}, cache_dir=tmp_path / "cache", cache_budget=str(budget))
     released = {key for unit in tight.units if unit.kind == "release" for key in unit.payload}
     assert released
     assert not released & kept
     assert not any(entry.streamed for entry in tight.context.entries.values())
+
+
+def write(cache: FeatureCache, plan: Plan, keys: Collection[str]) -> None:
+    for key in keys:
+        entry = plan.context.entries[key]
+        assert entry.row_shape is not None
+        cache.write_slice(key, 0, np.zeros((entry.n_rows, *entry.row_shape), np.float32), {})
+
+
+@pytest.mark.parametrize("first", ["a", "b", "c"])
+def test_another_run_under_the_same_budget_streams_no_more_than_the_first(make_plan: MakePlan, tmp_path: Path, first: str) -> None:
+    """What the run before left there takes room; its jobs come first, and then it goes."""
+    plan = make_plan(THREE, {"t": SMALL}, cache_dir=tmp_path / "cache")
+    budget = str(max(size_of(plan, name) for name in THREE))
+    fresh = make_plan(THREE, {"t": SMALL}, cache_dir=tmp_path / "cache", cache_budget=budget)
+    assert not any(entry.streamed for entry in fresh.context.entries.values())
+    kept = {key for key, entry in plan.context.entries.items() if entry.wanted.encoder == first}
+    cache = FeatureCache(tmp_path / "cache")
+    write(cache, plan, kept)
+    again = make_plan(THREE, {"t": SMALL}, cache_dir=tmp_path / "cache", cache_budget=budget)
+    assert not any(entry.streamed for entry in again.context.entries.values())
+    order, most, _ = walk(again, kept)
+    assert next(title for title in order if " x " in title)[0] == first
+    assert most <= int(budget)
+    released = {key for unit in again.units if unit.kind == "release" for key in unit.payload}
+    assert kept <= released
+    assert "rounds, and those of a round are removed when its last job is done" in again.notes[0]
+    assert not any("virb cache prune" in note for note in again.notes)  # nothing there is of no use to this run
+    # As much of other runs stays, and takes its room.
+    cache.write_slice("0" * 64, 0, np.zeros((12, 30), np.float32), {})
+    squeezed = make_plan(THREE, {"t": SMALL}, cache_dir=tmp_path / "cache", cache_budget=budget)
+    assert any(entry.streamed for entry in squeezed.context.entries.values()) == (first != "c")  # which is the one that does not fit
+    assert not any(squeezed.context.entries[key].streamed for key in kept)
+    assert walk(squeezed, kept)[1] + 720 <= max(int(budget), size_of(plan, first) + 720)
+    assert not any("0" * 64 in unit.payload for unit in squeezed.units if unit.kind == "release")
+    assert any(f"720 B of the budget are taken by what {cache.folder} holds already: virb cache prune" in note for note in squeezed.notes)
+
+
+def test_slices_of_an_entry_that_is_streamed_keep_their_room() -> None:
+    bundles = [({"part", "small"}, ["x"]), ({"new"}, ["y"])]
+    sizes, there = {"part": 100, "small": 20, "new": 60}, {"part": 30, "small": 20}
+    packed = _pack(bundles, sizes, there, 90)
+    assert packed.streamed == ("part",)
+    assert packed.rounds == (Round(("small",), ("x",)), Round(("new",), ("y",)))  # 30 + 20 + 60 are more than 90
+    assert (packed.total, packed.left) == (80, 0)
+    assert _pack(bundles, sizes, there, 110).rounds == (Round(("small", "new"), ("x", "y")),)
 
 
 def test_an_eval_only_job_is_in_the_round_of_the_heads_it_scores(make_plan: MakePlan) -> None:

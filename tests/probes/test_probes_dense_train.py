@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,42 @@ def test_every_sample_once_an_epoch_in_an_order_of_the_seed() -> None:
         assert epochs[0] != epochs[1]
         orders.append(epochs)
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_next_batches_are_read_while_heads_train_where_that_takes_long(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, targets = data()
+    fit, score = held_split(maps, targets, LABELS, C), held_split(maps, targets, LABELS, C)
+    readers: set[str] = set()
+    for features in (*fit.role.maps, *score.role.maps):
+        features.reads_ahead = ahead  # type: ignore[attr-defined]
+        gather = features.gather
+
+        def noting(samples: Any, gather: Any = gather) -> Tensor:
+            readers.add(threading.current_thread().name.rsplit("_", 1)[0])
+            return gather(samples)
+
+        features.gather = noting  # type: ignore[method-assign]
+    found = together(["sgd", "adamw"], fit, score)
+    assert readers == ({"virb-read"} if ahead else {"MainThread"})
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("virb-read")]
+    expected = together(["sgd", "adamw"], held_split(maps, targets, LABELS, C), held_split(maps, targets, LABELS, C))
+    for name, one in expected.items():
+        assert found[name].history == one.history
+        assert all(torch.equal(value, (found[name].state or {})[key]) for key, value in (one.state or {}).items())
+
+
+def test_a_dense_stream_is_told_what_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, targets = data()
+    fit, told = held_split(maps, targets, LABELS, C), []
+    for features in fit.role.maps:
+        features.decodes_ahead = True  # type: ignore[attr-defined]
+        features.expect = lambda reads: told.append([samples.tolist() for samples in reads])  # type: ignore[attr-defined]
+    fit = watched(fit)
+    together(["adam"], fit)
+    for epoch in range(EPOCHS):
+        reads = fit.batches_seen[3 * epoch : 3 * epoch + 3]  # type: ignore[attr-defined]
+        assert told[4 * epoch : 4 * epoch + 4] == [reads, reads, [], []]  # two maps
 
 
 def test_void_samples_neither_train_nor_count() -> None:

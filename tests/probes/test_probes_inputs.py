@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +17,20 @@ from virb.data.sequences import LazySequence
 from virb.data.transforms import Geometry
 from virb.encoders.load import load_encoder
 from virb.errors import BadImage, ViRBError
+from virb.features.ahead import expecting
 from virb.features.cache import FeatureCache
-from virb.features.feature_set import MappedRows
-from virb.features.passes import Numerics, PassOptions, Wanted, run_slice
-from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, pick, role_data, usable_samples
+from virb.features.feature_set import MappedRows, SampleFeatures
+from virb.features.passes import Numerics, PassOptions, PassReport, Wanted, run_slice
+from virb.probes.inputs import (
+    ImageBatches,
+    encoded_rows,
+    find_bad_images,
+    online_sample,
+    pick,
+    role_data,
+    stream_batch,
+    usable_samples,
+)
 
 CPU = torch.device("cpu")
 OPTIONS = PassOptions(Numerics("float32", "cpu"), 4, 0)
@@ -238,6 +251,85 @@ def test_a_ragged_stream_gives_the_cached_numbers(tmp_path, images, vit):
         stream.read(np.array([0, 1]))
 
 
+class Shapes(Counted):
+    """One that notes how many images it is given."""
+
+    def __call__(self, images, requests):
+        self.sizes = [*getattr(self, "sizes", []), len(images)]
+        return super().__call__(images, requests)
+
+
+def test_a_stream_encodes_as_many_images_as_a_step_has(tmp_path, images, vit):
+    assert [stream_batch(rows, 32) for rows in (1, 2, 5, 16, 17, 1000)] == [1, 2, 8, 16, 32, 32]
+    rows = cached(tmp_path, images, SQUASH, "embedding", vit)
+    shapes = Shapes(vit)
+    (stream,) = encoded_rows(images, SQUASH, {"embedding": rows.shape}, shapes, CPU, replace(OPTIONS, batch_size=stream_batch(2, 32)))
+    for asked in (np.array([7, 0]), np.array([3, 1, 4, 1, 5]), np.array([9])):
+        torch.testing.assert_close(stream.read(asked), rows.read(asked), rtol=1e-3, atol=1e-3)
+    assert torch.equal(stream.read_one(9), stream.read(np.array([9, 2]))[0])
+    assert set(shapes.sizes) == {2}  # one shape for all, and a single image does not pay for 32
+
+
+class Announced(ArrayImages):
+    """Notes when images are read."""
+
+    def read(self, i):
+        self.asked.append(i)
+        return super().read(i)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_a_stream_expects_is_decoded_while_others_are_at_work(vit, threads):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 24, 20, 3), dtype=np.uint8)
+    images = Announced("noise", pixels, [f"image-{i}" for i in range(12)])
+    images.asked = []
+    alone = encoded_rows(images, SQUASH, {"embedding": (32,)}, vit, CPU, OPTIONS)[0]
+    reads = [np.array(rows) for rows in ([7, 3], [0, 1, 2, 3, 4], [5], [11, 10])]
+    expected = [alone.read(rows) for rows in reads]
+    streams = encoded_rows(
+        images, SQUASH, {"embedding": (32,), "tokens[-1].mean": (32,)}, vit, CPU, replace(OPTIONS, loader_threads=threads)
+    )
+
+    def decoders():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("virb-decode")]
+
+    images.asked.clear()
+    with expecting((stream_features(stream), reads) for stream in streams):
+        assert images.asked == []
+        for number, rows in enumerate(reads):
+            assert torch.equal(streams[0].read(rows), expected[number])
+            assert streams[1].read(rows).shape == (len(rows), 32)
+            if number == 0 and threads:
+                deadline = time.monotonic() + 5
+                while len(images.asked) < 7 and time.monotonic() < deadline:
+                    time.sleep(0.002)
+                assert sorted(images.asked) == [0, 1, 2, 3, 3, 4, 7]  # two batches of at most four ahead
+            if number == 1:
+                assert torch.equal(streams[0].read(np.array([8])), alone.read(np.array([8])))  # not what was expected
+    assert sorted(images.asked) == sorted([*np.concatenate(reads), 8, 8])
+    assert decoders() == []
+    with expecting([(stream_features(streams[0]), reads)]):
+        streams[0].read(reads[0])
+    assert decoders() == []  # an early end
+    assert torch.equal(streams[0].read(reads[3]), expected[3])
+
+
+def stream_features(stream):
+    n = len(stream)
+    return SimpleNamespace(decodes_ahead=True, expect=SampleFeatures([stream], np.arange(n), np.arange(n + 1), CPU, "streamed").expect)
+
+
+def test_a_stream_whose_decoding_fails_ahead_can_be_read_again(images, vit):
+    images.bad = (5,)
+    (stream,) = encoded_rows(images, SQUASH, {"embedding": (32,)}, vit, CPU, replace(OPTIONS, loader_threads=2))
+    reads = [np.array([0, 1]), np.array([5]), np.array([6])]
+    with expecting([(stream_features(stream), reads)]):
+        stream.read(reads[0])
+        with pytest.raises(BadImage, match=r"folder/5\.jpg: cannot be decoded"):
+            stream.read(reads[1])
+        assert stream.read(reads[2]).shape == (1, 32)
+
+
 class Overflows:
     """Row values follow the mean colour, and pass 65504 for bright images."""
 
@@ -342,6 +434,21 @@ def test_batches_stop_at_a_bad_image(images, vit):
     assert next(found).samples.tolist() == [0, 1]
     with pytest.raises(BadImage, match=r"folder/3\.jpg"):
         next(found)
+
+
+def test_a_stream_says_what_decoding_and_encoding_cost(images, vit, monkeypatch):
+    read = type(images).read
+    monkeypatch.setattr(type(images), "read", lambda self, i: time.sleep(0.02) or read(self, i))
+    report = PassReport()
+    (stream,) = encoded_rows(images, SQUASH, {"embedding": (32,)}, vit, CPU, OPTIONS, report=report)
+    stream.read(np.arange(6))
+    stream.read(np.array([2, 3]))
+    assert report.rows == 8
+    assert min(report.seconds["decode"], report.seconds["load"]) >= 8 * 0.02
+    assert report.seconds["encode"] == report.seconds["compute"] > 0
+    before = dict(report.seconds)
+    stream.read_one(2)
+    assert report.seconds["encode"] > before["encode"]
 
 
 def test_online_samples_decode_on_demand(images):

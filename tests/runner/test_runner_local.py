@@ -153,6 +153,8 @@ class Watcher:
     def advanced(self, slot, unit, phase, done, total):
         self.said.append(("advanced", unit.key, slot, phase, done, total))
 
+    def spent(self, slot, unit, so_far): ...
+
     def finished(self, slot, unit, report):
         self.said.append(("finished", unit.key, slot))
 

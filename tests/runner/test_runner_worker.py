@@ -169,6 +169,37 @@ def test_a_part_of_an_entry_is_not_enough(tmp_path, reads):
     assert read_json(plan.settings.out / "e00" / "t" / "job.json")["tier"] == "host"
 
 
+@pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu")])
+def test_a_damaged_slice_is_made_again_by_the_job_that_finds_it(tmp_path, devices):
+    plan = plan_of(pixels(2), tmp_path, devices=devices)
+    do(plan)
+    first = results_of(plan)
+    cache = FeatureCache(plan.context.cache_folder)
+    (hurt,) = (key for key, entry in plan.context.entries.items() if entry.n_rows > 512 and entry.wanted.encoder == "e01")
+    path = cache.slice_path(hurt, 512)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    again = plan_of(pixels(2), tmp_path, devices=devices, force=True)
+    assert [unit.kind for unit in again.units if not unit.is_job] == []  # by the names of its files all is there
+    doer, notes = do(again)
+    assert notes == ["features of e01 were damaged on disk: 1 slices made again"]
+    assert results_of(again) == first
+    assert path.read_bytes() == whole
+    assert doer.held is None or doer.held.find(hurt) is None
+
+
+def test_what_cannot_be_made_again_says_why(tmp_path, monkeypatch):
+    plan = plan_of(pixels(1), tmp_path)
+    do(plan)
+    cache = FeatureCache(plan.context.cache_folder)
+    for key in plan.context.entries:
+        cache.slice_path(key, 0).write_bytes(b"")
+    again = plan_of(pixels(1), tmp_path, force=True)
+    monkeypatch.setattr(worker, "load_encoder", lambda *_, **__: (_ for _ in ()).throw(ViRBError("the weights are gone")))
+    with pytest.raises(ViRBError, match="the weights are gone"):
+        do(again)
+
+
 def test_a_job_that_runs_out_of_memory_has_another_try_without_what_is_held(tmp_path, monkeypatch):
     plan = plan_of(pixels(1), tmp_path)
     doer, _ = do(plan, kinds=("pass",))

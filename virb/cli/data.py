@@ -71,6 +71,20 @@ def _usable(name: str) -> str:
     return dataset
 
 
+def _dataset_or_folder(options: argparse.Namespace) -> tuple[str, Path | None]:
+    """The dataset that is named; or else what lies in the folder that is named: a packed dataset, or class folders."""
+    from virb.data.packed import INDEX
+    from virb.io import read_json
+
+    folder = Path(options.id).expanduser()
+    try:
+        return _usable(options.id), None
+    except UserError:
+        if not folder.is_dir():
+            raise
+    return str(read_json(folder / INDEX).get("dataset")) if (folder / INDEX).is_file() else "folder", folder
+
+
 def _list(options: argparse.Namespace) -> int:
     wanted = {dataset_of(name) for name in options.ids}
     root = _root(options)
@@ -165,13 +179,14 @@ def _verify(options: argparse.Namespace) -> int:
     from virb.data.datasets import needs_root
     from virb.data.verify import finding_lines, verify
 
-    dataset = _usable(options.id)
+    dataset, folder = _dataset_or_folder(options)
     workers = options.num_workers
     if workers is not None and workers < 1:
         raise UserError(f"--num_workers {workers} is not at least 1")
     meter = _Meter(lambda n: f"{n:,.0f}", "images")
     try:
-        report = verify(dataset, _root(options, must_exist=needs_root(dataset)), decode=not options.quick, workers=workers, tell=meter)
+        root = folder or _root(options, must_exist=needs_root(dataset))
+        report = verify(dataset, root, decode=not options.quick, workers=workers, tell=meter)
     finally:
         meter.close()
     for line in finding_lines(report.findings):
@@ -203,21 +218,21 @@ def _pack(options: argparse.Namespace) -> int:
     from virb.data.packed import SHARD_BYTES, pack
     from virb.plan.units import parse_budget
 
-    folder = Path(options.id).expanduser()
-    try:
-        name, root = dataset_of(options.id), _root(options)
-    except UserError:
-        if not folder.is_dir():
-            raise
-        name, root = "folder", folder
+    name, folder = _dataset_or_folder(options)
+    root = folder or _root(options)
+    if "%" in (options.shard_size or ""):  # of what is free: the same data would give other shards each time
+        raise UserError(f"--shard_size {options.shard_size} is a share; write a size (500MB)")
     shard_bytes = parse_budget(options.shard_size, options.out) if options.shard_size else SHARD_BYTES
     if shard_bytes < 1:
         raise UserError(f"--shard_size {options.shard_size} is too small")
     meter = _Meter(lambda n: f"{n:,.0f}", "images")
+    warnings: list[str] = []
     try:
-        packed = pack(load_dataset(name, root), options.out, shard_bytes=shard_bytes, force=options.force, tell=meter)
+        packed = pack(load_dataset(name, root), options.out, shard_bytes=shard_bytes, force=options.force, tell=meter, warn=warnings.append)
     finally:
         meter.close()
+    for text in warnings:
+        note(text)
     shards = sorted(options.out.glob("*.tar"))
     say(f"{name} in {options.out}: {_splits(packed)} · {len(shards)} shards, {byte_text(sum(path.stat().st_size for path in shards))}")
     say(

@@ -164,8 +164,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         if name == "list":
             action.add_argument("ids", nargs="*", metavar="ID", help="only these tasks or datasets, with all that is known of them")
         else:
-            more = ", or a folder with {train,val,test}/<class>/*" if name == "pack" else ""
-            action.add_argument("id", metavar="ID", help=f"a task (Pets) or a dataset (pets){more}")
+            more = {"pack": ", or a folder with {train,val,test}/<class>/*", "verify": ", or a folder: a packed dataset, or class folders"}
+            action.add_argument("id", metavar="ID", help=f"a task (Pets) or a dataset (pets){more.get(name, '')}")
         if name == "prepare":
             action.add_argument(
                 "--source",
@@ -248,7 +248,7 @@ def _what_decides(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--protocol", metavar="NAME", help=f"a named bundle of settings for all tasks: {', '.join(PROTOCOL_NAMES)}")
     how.add_argument("--input_size", metavar="PIXELS", help="for all encoders and tasks, before anything else that says a size")
     how.add_argument("--precision", metavar="TYPE", default="auto", help="auto (fp32 on CPUs, bf16 on GPUs), fp32, bf16 or fp16")
-    how.add_argument("--compile", action="store_true", help="encoders by torch.compile; convnets on GPUs with channels last")
+    how.add_argument("--compile", action="store_true", help="encoders by torch.compile; an encoder that cannot be compiled fails")
     how.add_argument("--seed", metavar="N", default=0, help="of heads, order, augmentation and random encoders (default: 0)")
 
 

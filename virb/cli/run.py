@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         say(console=console)
         summary = execute(plan, console, texts, lease, use)
     if summary.profile and not options.profile and (bound := bound_line(summary.profile)):
-        say(f"passes were {bound}", console)
+        say(f"encoding was {bound}", console)
     _print_results(console, plan)
     if options.profile and summary.profile:
         say(console=console)

@@ -14,6 +14,7 @@ What happens to what is not plain RGB:
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import threading
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from virb.errors import BadImage
+from virb.errors import BadImage, UnreadImage
 
 # What Pillow's plugins raise on broken files, beyond OSError.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, Image.DecompressionBombError)
@@ -56,10 +57,14 @@ DECODED = Count()  # images that this process decoded or drew, failed tries incl
 
 
 def read_rgb(path: str) -> Image.Image:
-    """The image of a file, upright, 8-bit RGB. Raises BadImage, naming the file, when it cannot be read or decoded."""
-    DECODED.add()
-    with opened(path) as image:
-        return _whole(image)
+    """The image of a file, upright, 8-bit RGB. Raises BadImage, naming the file, when it cannot be decoded, UnreadImage when it cannot be
+    read: the bytes come first, so that what goes wrong after that is the image's own."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        DECODED.add()
+        raise unread(path, error) from None
+    return decode_rgb(data, path)
 
 
 def decode_rgb(data: bytes, source: str) -> Image.Image:
@@ -103,19 +108,32 @@ def _size(file: str | io.BytesIO, source: str, content: Callable[[], bytes]) -> 
 @contextmanager
 def opened(file: str | Path | io.BytesIO, source: str | None = None) -> Iterator[Image.Image]:
     """A file, or its bytes, as Pillow opens it; whatever goes wrong with it inside the ``with`` is a BadImage that names the file, or
-    ``source``."""
+    ``source``: an UnreadImage where the system says that it cannot read."""
     source = str(file) if source is None else source
     try:
         with Image.open(file) as image:
             yield image
     except UnidentifiedImageError:
         raise BadImage(f"{source}: is not an image that can be read") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadImage(f"{source}: does not exist") from None
-    except PermissionError:
-        raise BadImage(f"{source}: may not be read (permission denied)") from None
     except _DECODE_ERRORS as error:
+        if isinstance(error, OSError) and bad_or_unread(error) is UnreadImage:
+            raise unread(source, error) from None
         raise BadImage(f"{source}: cannot be decoded ({error or type(error).__name__})") from error
+
+
+def bad_or_unread(error: Exception) -> type[BadImage]:
+    """What an error of opening or reading a file is: the system's have a number, while those of a library that finds no image in what it
+    read have none. EINVAL is a broken file's offset, to which the system cannot seek."""
+    return UnreadImage if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) else BadImage
+
+
+def unread(source: str, error: OSError) -> UnreadImage:
+    """What the system says of a file that it cannot read."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UnreadImage(f"{source}: does not exist")
+    if isinstance(error, PermissionError):
+        return UnreadImage(f"{source}: may not be read (permission denied)")
+    return UnreadImage(f"{source}: cannot be read ({error.strerror or error})")
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from virb.data.decode import DECODED, crop_box, pixels_of_box, read_rgb, read_size
 from virb.data.sequences import LazySequence, PackedStrings, file_sizes, wrapped_index
-from virb.errors import BadImage
+from virb.errors import BadImage, UnreadImage
 
 
 class ImageList(ABC):
@@ -26,14 +27,16 @@ class ImageList(ABC):
     name: str
     ids: Sequence[str]
     _identity: str | None = None
+    _absent: frozenset[str] = frozenset()  # files that were not there when the identity was made: it says so
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @abstractmethod
     def read(self, i: int) -> Image.Image:
-        """Image ``i`` as 8-bit RGB, upright, cropped to its box. Raises BadImage, which names the file. What makes the pixels counts
-        itself (``DECODED``): a list that does so by other means than ``read_rgb`` or ``read_frame`` adds one here."""
+        """Image ``i`` as 8-bit RGB, upright, cropped to its box. Raises BadImage, which names the file, or UnreadImage where another try
+        may give the image without a change of the identity. What makes the pixels counts itself (``DECODED``): a list that does so by
+        other means than ``read_rgb`` or ``read_frame`` adds one here."""
 
     def image_size(self, i: int) -> tuple[int, int]:
         """(height, width) of image ``i`` as ``read`` gives it, without decoding it where that is possible. Raises BadImage."""
@@ -84,17 +87,21 @@ class FileImages(ImageList):
 
     def read(self, i: int) -> Image.Image:
         path = os.path.join(self.root, self.paths[i])
-        return boxed(read_rgb(path), self.boxes, i, path)
+        with absent_is_bad(self, self.paths[i]):
+            return boxed(read_rgb(path), self.boxes, i, path)
 
     def image_size(self, i: int) -> tuple[int, int]:
         path = os.path.join(self.root, self.paths[i])
-        return size_of_box(read_size(path), self.boxes, i, path)
+        with absent_is_bad(self, self.paths[i]):
+            return size_of_box(read_size(path), self.boxes, i, path)
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "files", "boxes": self.boxes is not None}
 
     def _contents(self) -> Iterable[bytes]:
-        return file_contents(self.paths, file_sizes(self.root, self.paths), self.boxes)
+        sizes = list(file_sizes(self.root, self.paths))
+        self._absent = frozenset(path for path, size in zip(self.paths, sizes, strict=True) if size < 0)
+        return file_contents(self.paths, sizes, self.boxes)
 
 
 class ArrayImages(ImageList):
@@ -147,13 +154,16 @@ class FrameImages(ImageList):
         from virb.data.video import read_frame  # PyAV only where there are videos
 
         i = wrapped_index(i, len(self))
-        return read_frame(os.path.join(self.root, self.videos[self.video_of_row[i]]), int(self.frame_of_row[i]))
+        video = self.videos[self.video_of_row[i]]
+        with absent_is_bad(self, video):
+            return read_frame(os.path.join(self.root, video), int(self.frame_of_row[i]))
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "frames", "decoder": "pyav"}
 
     def _contents(self) -> Iterable[bytes]:
         sizes = list(file_sizes(self.root, self.videos))
+        self._absent = frozenset(path for path, size in zip(self.videos, sizes, strict=True) if size < 0)
         for video, frame in zip(self.video_of_row, self.frame_of_row, strict=True):
             yield b"%s\0%d\0%d\0" % (self.videos[video].encode("utf-8", "surrogateescape"), sizes[video], frame)
 
@@ -289,6 +299,18 @@ def file_contents(paths: Iterable[str], sizes: Iterable[int], boxes: np.ndarray 
         yield b"%s\0%d\0" % (path.encode("utf-8", "surrogateescape"), size)
         if boxes is not None:
             yield _little_endian(boxes[i])
+
+
+@contextmanager
+def absent_is_bad(images: ImageList, path: str) -> Iterator[None]:
+    """A file that was never there is a bad image; one that went away since the identity was made, or cannot be read, may come back."""
+    try:
+        yield
+    except UnreadImage as error:
+        images.identity()
+        if path in images._absent:
+            raise BadImage(str(error)) from None
+        raise
 
 
 def boxed(image: Image.Image, boxes: np.ndarray | None, i: int, source: str) -> Image.Image:

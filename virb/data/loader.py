@@ -21,7 +21,7 @@ from PIL.Image import Image
 
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
-from virb.errors import BadImage
+from virb.errors import BadImage, UnreadImage
 
 _BATCHES_AHEAD = 2
 Pixels = torch.Tensor | list[torch.Tensor]
@@ -61,16 +61,30 @@ def load_batches(
     """Images ``rows`` in this order, ``batch_size`` at a time (the last batch may be smaller).
 
     ``workers`` threads decode ahead, by at most two batches; 0 decodes in line. A bad image raises BadImage ("error"), or is black
-    (1 x 1 at native size) and named in ``bad`` ("skip"). ``count(n)`` is called from the consumer's thread with the number of
-    images read for each batch. ``pin``: batches lie in page-locked memory. ``kept``: geometries that have pixels already;
-    an image is read when one of the others wants it. No thread is left when the iterator ends, fails or is closed.
+    (1 x 1 at native size) and named in ``bad`` ("skip"); UnreadImage is raised either way. ``count(n)`` is called from the
+    consumer's thread with the number of images read for each batch. ``pin``: batches lie in page-locked memory. ``kept``: geometries that
+    have pixels already; an image is read when one of the others wants it. No thread is left when the iterator ends, fails or is closed.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    wanted = tuple(dict.fromkeys(geometries))
-    source = _Source(images, wanted, on_bad_image == "skip", pin, {g: there for g, there in (kept or {}).items() if g in wanted})
     rows = np.asarray(rows, dtype=np.int64)
     parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    yield from load_parts(images, parts, geometries, workers, on_bad_image, count, pin, kept)
+
+
+def load_parts(
+    images: ImageList,
+    parts: Iterable[np.ndarray],
+    geometries: Sequence[Geometry],
+    workers: int = 0,
+    on_bad_image: Literal["error", "skip"] = "error",
+    count: Callable[[int], None] | None = None,
+    pin: bool = False,
+    kept: Mapping[Geometry, Kept] | None = None,
+) -> Generator[LoadedBatch, None, None]:
+    """The same where ``parts`` says of each batch which rows it has."""
+    wanted = tuple(dict.fromkeys(geometries))
+    source = _Source(images, wanted, on_bad_image == "skip", pin, {g: there for g, there in (kept or {}).items() if g in wanted})
     with closing(_in_line(source, parts) if workers < 1 else _ahead(source, parts, workers)) as batches:
         for batch in batches:
             if count is not None:
@@ -109,7 +123,7 @@ class _Source:
                 raise BadImage(reason)
             image = self.images.read(row) if len(found) < len(batch.pixels) else None
         except BadImage as error:
-            if not self.skip_bad:
+            if not self.skip_bad or isinstance(error, UnreadImage):
                 raise
             batch.bad[row] = str(error)
         for geometry, pixels in batch.pixels.items():

@@ -9,6 +9,7 @@ that a dataset says is said again, so results of both forms are the same.
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 import zipfile
@@ -35,13 +36,23 @@ _NAME, _UNSAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*"), re.compile(r"[^A-Za
 Tell = Callable[[str, int, int], None]  # what is done, images done, images in all
 
 
-def pack(dataset: Dataset, out: Path, *, shard_bytes: int = SHARD_BYTES, force: bool = False, tell: Tell = lambda *_: None) -> Dataset:
+def pack(
+    dataset: Dataset,
+    out: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    force: bool = False,
+    tell: Tell = lambda *_: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Dataset:
     """Writes the dataset into ``out`` and returns it as it is read from there. UserError for datasets that are no folders of images, and
-    for a folder that has something else in it; ``force`` packs again over a pack."""
+    for a folder that has something else in it; ``force`` packs again over a pack. ``warn`` is told where that one had other images by the
+    same identities."""
     sources = _file_lists(dataset)
     stems = {name: name if _NAME.fullmatch(name) else f"{_UNSAFE.sub('_', name)}-{i}" for i, name in enumerate(sources)}
     old = _old_files(out, set(stems.values()), force)
     make_folder(out)
+    before = _earlier_lists(out)
     with suppress(FileNotFoundError):
         (out / INDEX).unlink()  # from here on it is no pack, until it is one again
     arrays: dict[str, np.ndarray] = {}
@@ -73,7 +84,42 @@ def pack(dataset: Dataset, out: Path, *, shard_bytes: int = SHARD_BYTES, force: 
     for name, source in sources.items():
         if packed.lists[name].identity() != source.identity():
             raise ViRBError(f"files of {source.name} changed while they were packed; pack again with --force")
+        if (n := _n_replaced(before.get(name), packed.lists[name])) > 0:
+            warn(
+                f"{n:,} images of {name} have another content than in the earlier pack under the same path and size, by which features and "
+                "results are known: those of the earlier pack are taken for theirs (use another --cache_dir and --out)"
+            )
     return packed
+
+
+def _earlier_lists(out: Path) -> Mapping[str, Any]:
+    """The image lists of a pack that is there."""
+    try:
+        return load_packed(out).lists
+    except (FileNotFoundError, ViRBError):  # none, or one that cannot be read any more
+        return {}
+
+
+def _n_replaced(before: TarImages | None, now: Any) -> int:
+    """How many images of a list differ by nothing but their content."""
+    if before is None or before.identity() != now.identity():
+        return 0
+    return int((before.places["crc32"] != now.places["crc32"]).sum())
+
+
+def _check_unchanged(images: FileImages, rows: np.ndarray, times: np.ndarray, crc32: np.ndarray) -> None:
+    """ViRBError when a file has another content than was packed; those that nobody has written to since are not read for that."""
+    for row in rows.tolist():
+        if _time_of(images, row) != times[row] and zlib.crc32(_file_of(images, row)) != crc32[row]:
+            raise ViRBError(f"{images.paths[row]} of {images.name} changed while it was packed; pack again with --force")
+
+
+def _time_of(images: FileImages, row: int) -> int:
+    """When a file was last written to, in nanoseconds; -1 where there is none."""
+    try:
+        return os.stat(os.path.join(images.root, images.paths[row])).st_mtime_ns
+    except OSError:
+        return -1
 
 
 def _old_files(out: Path, stems: set[str], force: bool) -> set[str]:
@@ -158,12 +204,14 @@ def _write_list(
     rows = np.unique(source)
     sizes = np.array(list(file_sizes(images.root, images.paths)), dtype=np.int64)[rows]
     places = {key: np.zeros(len(images), dtype=np.int64) for key in _PLACES}
+    times = np.zeros(len(images), dtype=np.int64)
     shard_of = (np.cumsum(sizes) - sizes) // shard_bytes
     shards: list[str] = []
     for part in np.split(rows, np.flatnonzero(np.diff(shard_of)) + 1) if len(rows) else []:
 
         def fill(file: BinaryIO, part: np.ndarray = part, shard: int = len(shards)) -> None:
             for row in part.tolist():
+                times[row] = _time_of(images, row)
                 data, key = _file_of(images, row), f"{row:09d}"
                 offset = _add(file, key + _ending(images.paths[row]), data)
                 for place, value in zip(_PLACES, (shard, offset, len(data), zlib.crc32(data)), strict=True):
@@ -175,6 +223,7 @@ def _write_list(
 
         shards.append(f"{name}-{len(shards):06d}.tar")
         write_atomic(out / shards[-1], fill)
+    _check_unchanged(images, rows, times, places["crc32"])
     arrays |= {key: values[source] for key, values in places.items()}
     _keep_strings("path", images.paths, arrays)
     if images.boxes is not None:

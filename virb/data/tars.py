@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import decode_rgb, decode_size
+from virb.data.decode import decode_rgb, decode_size, unread
 from virb.data.images import FileImages, ImageList, boxed, checked_boxes, file_contents, numbered_repeats, size_of_box
 from virb.data.sequences import PackedStrings, wrapped_index
-from virb.errors import BadImage
+from virb.errors import UnreadImage
 
 _MOST_OPEN = 64  # shards that a process holds open
 
@@ -60,7 +60,7 @@ class TarImages(ImageList):
         return size_of_box(decode_size(data, source), self.boxes, i, source)
 
     def _file(self, i: int) -> tuple[bytes, str]:
-        """The bytes of an image, and what to call it in messages. Raises BadImage."""
+        """The bytes of an image, and what to call it in messages. Raises UnreadImage."""
         i = wrapped_index(i, len(self))
         shard, offset, size, crc32 = (int(self.places[key][i]) for key in ("shard", "offset", "size", "crc32"))
         path = os.path.join(self.root, self.shards[shard])
@@ -68,11 +68,11 @@ class TarImages(ImageList):
         try:
             data = self._files.read(path, offset, size)
         except OSError as error:
-            raise BadImage(f"{source}: cannot be read ({error.strerror or error})") from None
+            raise unread(source, error) from None
         if len(data) < size:
-            raise BadImage(f"{source}: the shard is cut off before or in it; copy it again")
+            raise UnreadImage(f"{source}: the shard is cut off before or in it; copy it again")
         if zlib.crc32(data) != crc32:
-            raise BadImage(f"{source}: the shard is damaged there; copy it again")
+            raise UnreadImage(f"{source}: the shard is damaged there; copy it again")
         return data, source
 
     def subset(self, rows: np.ndarray) -> TarImages:

@@ -17,10 +17,11 @@ from typing import Any
 
 from PIL import Image
 
-from virb.data.decode import DECODED
+from virb.data.decode import DECODED, unread
 from virb.errors import BadImage
 
 _OPEN_VIDEOS = 4  # per process: a loader reads videos one after the other, with a few threads
+_CHUNK = 2**22  # bytes
 _RECENT_FRAMES = 8  # threads ask for neighbouring frames a little out of order
 
 _readers: OrderedDict[tuple[int, str], VideoReader] = OrderedDict()
@@ -54,9 +55,8 @@ class VideoReader:
             self._stream = self._container.streams.video[0]
             self._times, self._keyframes = self._listed_packets()
             self._n_frames = sum(1 for _ in self._decode_from_start()) if self._times is None else len(self._times)
-        except FileNotFoundError:
-            raise BadImage(f"{path}: does not exist") from None
         except self._errors as error:
+            _check_readable(path)
             raise BadImage(f"{path}: cannot be read as a video ({error})") from error
         self._number_of_time: dict[int | None, int] = {time: number for number, time in enumerate(self._times or ())}
         self._frames: Iterator[tuple[int, Any]] = iter(())
@@ -75,6 +75,7 @@ class VideoReader:
                 frame = self._find(number)
             except self._errors as error:
                 self._running = False
+                _check_readable(self.path)
                 raise BadImage(f"{self.path}: frame {number} cannot be decoded ({error})") from error
             if frame is None:
                 raise BadImage(f"{self.path}: frame {number} cannot be decoded")
@@ -158,6 +159,16 @@ class VideoReader:
             return None, []
         times.sort()
         return times, [number for number, time in enumerate(times) if time in keyframe_times]
+
+
+def _check_readable(path: str) -> None:
+    """UnreadImage where the system cannot read the whole file: FFmpeg says the same of that as of a file with broken content."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(_CHUNK):
+                pass
+    except OSError as error:
+        raise unread(path, error) from None
 
 
 def _reader(path: str) -> VideoReader:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from virb.data.images import ImageList, Samples
 from virb.data.sequences import LazySequence, wrapped_index
-from virb.errors import BadImage, UserError
+from virb.errors import BadImage, UnreadImage, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +159,8 @@ class WindowedImages(ImageList):
     def _size(self, image: int) -> tuple[int, int]:
         try:
             return self.images.image_size(image)
+        except UnreadImage:
+            raise  # another try may give it more windows
         except BadImage:
             return 0, 0
 

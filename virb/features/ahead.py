@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,14 +16,30 @@ import torch
 _AHEAD = 2  # batches: one in use, one ready, one being read
 
 
+Chunk = TypeVar("Chunk")
+Values = TypeVar("Values")  # a tensor, or tensors in lists, tuples and mappings
+
+
+@contextmanager
+def expecting(reads: Iterable[tuple[Any, Sequence[Any]]]) -> Iterator[None]:
+    """While it lasts, each of these features that are streams knows the samples that are gathered from it next, in order, and decodes their
+    images while a probe is at work. No thread is left afterwards."""
+    with ExitStack() as end:
+        for features, samples in reads:
+            if getattr(features, "decodes_ahead", False):
+                end.callback(features.expect, ())
+                features.expect(samples)
+        yield
+
+
 def read_ahead(
-    read: Callable[[torch.Tensor], torch.Tensor], chunks: Iterable[torch.Tensor], device: torch.device, depth: int = _AHEAD
-) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    read: Callable[[Chunk], Values], chunks: Iterable[Chunk], device: torch.device, depth: int = _AHEAD
+) -> Generator[tuple[Chunk, Values], None, None]:
     """Each chunk with ``read(chunk)``, in order, read by one thread at most ``depth`` chunks ahead; on a GPU on a stream of its own, which
     the current stream waits for. ``read`` should leave the interpreter to others. No thread is left when the iterator ends or is closed."""
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def fetch(chunk: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    def fetch(chunk: Chunk) -> tuple[Values, Any]:
         if side is None:
             return read(chunk), None
         with torch.cuda.stream(side):
@@ -31,15 +48,16 @@ def read_ahead(
             arrived.record(side)
         return values, arrived
 
-    def taken(chunk: torch.Tensor, future: Future[tuple[torch.Tensor, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def taken(chunk: Chunk, future: Future[tuple[Values, Any]]) -> tuple[Chunk, Values]:
         values, arrived = future.result()
         if arrived is not None:
             current = torch.cuda.current_stream(device)
             current.wait_event(arrived)
-            values.record_stream(current)  # its memory is the other stream's, which must not use it again too early
+            for tensor in _tensors(values):
+                tensor.record_stream(current)  # its memory is the other stream's, which must not use it again too early
         return chunk, values
 
-    waiting: deque[tuple[torch.Tensor, Future[tuple[torch.Tensor, Any]]]] = deque()
+    waiting: deque[tuple[Chunk, Future[tuple[Values, Any]]]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="virb-read")
     try:
         for chunk in chunks:
@@ -50,6 +68,14 @@ def read_ahead(
             yield taken(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    if isinstance(values, Mapping | list | tuple):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _tensors(value)
+    else:
+        yield values
 
 
 class MappedFile:

@@ -28,6 +28,10 @@ STORAGE = "float16, float32 where it would overflow"
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
+class DamagedSlices(ViRBError):
+    """Slices that were there are damaged or gone."""
+
+
 @dataclass(frozen=True)
 class EntryRecord:
     """All that decides the values of an entry, and nothing else: no batch size, device count or path."""
@@ -129,7 +133,8 @@ class FeatureCache:
         return facts
 
     def slices(self, key: str, n_rows: int) -> list[Slice]:
-        """All slices of a complete entry, in order; damaged ones are removed and reported, so that the next run makes them again."""
+        """All slices of a complete entry, in order. DamagedSlices where some are not what was written; those are removed, so that whoever
+        looks for missing ones makes them again."""
         found, damaged = [], []
         for start, stop in slice_bounds(n_rows):
             piece = self.read_slice(key, start, stop)
@@ -141,7 +146,7 @@ class FeatureCache:
                 found.append(piece)
         if damaged:
             more = f" (and {len(damaged) - 1} more of this entry)" if len(damaged) > 1 else ""
-            raise ViRBError(f"{damaged[0]} is damaged or gone{more}; what was left of it is removed: run the same command again")
+            raise DamagedSlices(f"{damaged[0]} is damaged or gone{more}; what was left of it is removed: run the same command again")
         with suppress(OSError):  # an archive that cannot be written can be read
             os.utime(self.entry_folder(key) / "record.json")  # its time says when the entry was last used
         return found

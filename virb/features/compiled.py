@@ -1,52 +1,56 @@
-"""Encoders compiled by ``torch.compile`` (``--compile``), one graph per encoder and set of outputs; eager where that fails.
+"""Encoders compiled by ``torch.compile`` (``--compile``): one graph per encoder, set of outputs and shape of a batch.
 
-Compiled code rounds in other places, and convolutions on GPUs get their images with channels last: so the record of numerics says
-``compile``, and no value of the one kind is taken for the other.
+Compiled code rounds in other places: so the record of numerics says ``compile``, and no value of the one kind is taken for the other.
+What cannot be compiled is therefore an error, not computed some other way.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
 from virb.encoders.base import Encoder
+from virb.errors import ViRBError
 
-COMPILED = {"cpu": "inductor", "cuda": "inductor, convnets with channels last"}  # the word in the record of numerics
+COMPILED = "inductor"  # the word in the record of numerics
 BACKEND = "inductor"
 Forward = Callable[[Encoder, torch.Tensor], Mapping[str, Any]]
-_forwards: WeakKeyDictionary[Any, dict[tuple[str, ...], Forward | None]] = WeakKeyDictionary()  # None: could not be compiled
+_forwards: WeakKeyDictionary[Any, dict[Hashable, Forward | str]] = WeakKeyDictionary()  # str: why it could not be compiled
+_warm: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
 
 
-def compiled(encoder: Encoder, images: torch.Tensor, requests: Sequence[str], notes: list[str] | None = None) -> Mapping[str, Any]:
-    """``encoder(images, requests)`` by compiled code. What cannot be compiled is computed as usual, and ``notes`` is told once."""
+def compiled(encoder: Encoder, images: torch.Tensor, requests: Sequence[str]) -> Mapping[str, Any]:
+    """``encoder(images, requests)`` by compiled code. ViRBError where that cannot be compiled."""
     known = _forwards.setdefault(encoder, {})
-    if channels_last(encoder, images.device):
-        if not known:
-            encoder.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-    wanted = tuple(requests)
-    if wanted not in known:
-        known[wanted] = _forward(wanted)
-    run = known[wanted]
-    if run is None:
-        return encoder(images, requests)
+    wanted = (tuple(requests), tuple(images.shape))
+    new = wanted not in known
+    run = known.setdefault(wanted, _forward(wanted[0]))
+    if isinstance(run, str):
+        raise ViRBError(run)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_silent_fallback() if new else nullcontext():
             warnings.simplefilter("ignore")  # of the compiler, about how it sees our code
             return run(encoder, images)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - a compiler may raise anything; where the network itself is wrong, the next line says so
-        found = encoder(images, requests)
-        known[wanted] = None
-        if notes is not None:
-            reason = " ".join([*str(error).split("\n")[:2], ""]).strip() or type(error).__name__
-            notes.append(f"{encoder.spec.name} cannot be compiled and runs as without --compile ({reason[:200]})")
-        return found
+    except Exception as error:
+        encoder(images, requests)  # where the network itself is wrong, this says so
+        reason = " ".join([*str(error).split("\n")[:2], ""]).strip() or type(error).__name__
+        known[wanted] = f"{encoder.spec.name} cannot be compiled; run it without --compile ({reason[:200]})"
+        raise ViRBError(known[wanted]) from error
+
+
+def first_time(encoder: Encoder, what: Hashable) -> bool:
+    """Whether nobody has asked for this encoder and this yet."""
+    seen = _warm.setdefault(encoder, set())
+    new = what not in seen
+    seen.add(what)
+    return new
 
 
 def _forward(requests: tuple[str, ...]) -> Forward:
@@ -60,8 +64,9 @@ def _forward(requests: tuple[str, ...]) -> Forward:
     return torch.compile(run, dynamic=False, backend=BACKEND)
 
 
-def channels_last(encoder: Encoder, device: torch.device) -> bool:
-    """Whether an encoder is mostly convolutions, on a device that has faster ones for images with channels last."""
-    if device.type != "cuda" or encoder.spec.n_heads is not None:
-        return False
-    return any(isinstance(part, torch.nn.Conv2d) and max(part.kernel_size) > 1 and part.in_channels > 3 for part in encoder.modules())
+def _no_silent_fallback() -> AbstractContextManager[Any]:
+    """The compiler's giving up is an error, where this version of torch can make it one."""
+    import torch._dynamo.config as config
+
+    name = "fail_on_recompile_limit_hit"
+    return config.patch({name: True}) if hasattr(config, name) else nullcontext()

@@ -43,10 +43,11 @@ def pixel_record(list_id: str, geometry: Geometry) -> EntryRecord:
 
 
 class DecodedImages:
-    """A list's kept pixels at one geometry (``virb.data.loader.Kept``). Each slice is checked when it is first read."""
+    """A list's kept pixels at one geometry (``virb.data.loader.Kept``). Each slice is checked when it is first read. ``use``: False for who
+    only looks at them, which says nothing of when they were used and takes away nothing."""
 
-    def __init__(self, cache: FeatureCache, key: str, n_rows: int, size: tuple[int, int]) -> None:
-        self._cache, self._key, self._n_rows, self._shape = cache, key, n_rows, (3, *size)
+    def __init__(self, cache: FeatureCache, key: str, n_rows: int, size: tuple[int, int], use: bool = True) -> None:
+        self._cache, self._key, self._n_rows, self._shape, self._use = cache, key, n_rows, (3, *size), use
         self._slices: dict[int, tuple[Slice, np.ndarray]] = {}
         self._damaged = set[int]()
         self._lock = threading.Lock()
@@ -63,12 +64,15 @@ class DecodedImages:
     def is_complete(self) -> bool:
         return not self._cache.missing_slices(self._key, self._n_rows)
 
-    def bad(self) -> dict[int, str]:
-        """The rows that could not be decoded, and why, from the slices that are there."""
+    def bad(self) -> dict[int, str] | None:
+        """The rows that could not be decoded, and why; None where slices are missing or damaged, so that it is not known."""
         found: dict[int, str] = {}
+        if not self.is_complete():
+            return None
         for start in range(0, self._n_rows, SLICE_ROWS):
-            if (opened := self._slices.get(start) or self._open(start)) is not None:
-                found.update(opened[0].bad)
+            if (opened := self._slices.get(start) or self._open(start)) is None:
+                return None
+            found.update(opened[0].bad)
         return found
 
     def _open(self, start: int) -> tuple[Slice, np.ndarray] | None:
@@ -81,9 +85,10 @@ class DecodedImages:
             if piece is None or piece.dtype != "uint8" or piece.shapes != (self._shape,):
                 self._damaged.add(start)
                 with suppress(OSError):  # so that the next run makes it again
-                    self._cache.slice_path(self._key, start, "json").unlink()
+                    if self._use:
+                        self._cache.slice_path(self._key, start, "json").unlink()
                 return None
-            if not self._slices:
+            if self._use and not self._slices:
                 with suppress(OSError):
                     os.utime(self._cache.entry_folder(self._key) / "record.json")  # its time says when the entry was last used
             self._slices[start] = piece, MappedFile(piece.path, "uint8").values.reshape(-1, *self._shape)

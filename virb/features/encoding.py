@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.errors import ViRBError
 from virb.features.cache import STORAGE
-from virb.features.compiled import COMPILED, compiled
+from virb.features.compiled import COMPILED, compiled, first_time
+from virb.features.layout import channels_last
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Block = torch.Tensor | list[torch.Tensor]  # (n, *shape) float32, or one tensor per image where their shapes differ
@@ -28,9 +29,14 @@ class Numerics:
     device_kind: str  # "cpu" or "cuda"
     compile: bool = False
 
-    def record(self) -> dict[str, str]:
+    def record(self, encoder: Encoder, geometry: Geometry) -> dict[str, str]:
+        """How an encoder's values of images at a geometry are made."""
         record = {"compute": self.compute, "storage": STORAGE, "device": self.device_kind}
-        return {**record, "compile": COMPILED[self.device_kind]} if self.compile else record
+        if channels_last(encoder, self.device_kind):
+            record["layout"] = "channels last"
+        if self.compile and geometry.size is not None:  # every native size would be compiled anew: they never are
+            record["compile"] = COMPILED
+        return record
 
     def context(self) -> AbstractContextManager[Any]:
         if self.compute == "float32":
@@ -187,7 +193,7 @@ def _send_block(
     while begin < len(pixels):
         size = min(batch_size, memory.most.get(kind, batch_size))
         try:
-            found = forward(encoder, pixels[begin : begin + size], requests, device, numerics, size, memory.notes)
+            found = forward(encoder, pixels[begin : begin + size], requests, device, numerics, size)
         except torch.OutOfMemoryError:
             found = None
         if found is None:  # not in the except clause, where the error still holds the tensors of the failed forward
@@ -210,7 +216,6 @@ def forward(
     device: torch.device,
     numerics: Numerics,
     batch_size: int,
-    notes: list[str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """One padded batch on the device: request -> (n, *shape) float32."""
     n = len(pixels)
@@ -218,7 +223,9 @@ def forward(
         pixels = torch.cat([pixels, pixels.new_zeros((batch_size - n, *pixels.shape[1:]))])
     with torch.inference_mode(), numerics.context():
         images = encoder.prepare(pixels.to(device, non_blocking=True))
-        found = compiled(encoder, images, requests, notes) if numerics.compile else encoder(images, requests)
+        if channels_last(encoder, device.type):
+            images = images.contiguous(memory_format=torch.channels_last)
+        found = compiled(encoder, images, requests) if numerics.compile else encoder(images, requests)
     outputs = {}
     for request in requests:
         values = found[request]
@@ -231,6 +238,17 @@ def forward(
             )
         outputs[request] = values[:n].float()
     return outputs
+
+
+def warm_up(
+    encoder: Encoder, pixels: torch.Tensor | Sequence[torch.Tensor], requests: Sequence[str], device: torch.device, options: PassOptions
+) -> None:
+    """Compiles what ``send`` will run, so that its seconds are the encoder's. What has no room is for ``send`` to find out."""
+    if not options.numerics.compile or not isinstance(pixels, torch.Tensor):
+        return
+    if first_time(encoder, (tuple(requests), tuple(pixels.shape[1:]), options.batch_size)):
+        with suppress(torch.OutOfMemoryError):
+            forward(encoder, pixels[:1], requests, device, options.numerics, options.batch_size)
 
 
 def _what_to_write(encoder: Encoder, request: str) -> str:

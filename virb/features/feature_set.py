@@ -116,11 +116,13 @@ def _row_shapes(piece: Slice) -> Sequence[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows encoded when they are asked for (a stream): nothing is kept. ``encode`` gives a tensor per row."""
+    """Rows encoded when they are asked for (a stream): nothing is kept. ``encode`` gives a tensor per row; ``expect`` is told the rows of
+    the reads to come, whose images can be decoded meanwhile."""
 
     length: int
     shape: tuple[int, ...] | None
     encode: Callable[[np.ndarray], torch.Tensor | list[torch.Tensor]]
+    expect: Callable[[Sequence[np.ndarray]], None] = lambda reads: None
     nbytes: int = 0
 
     def __len__(self) -> int:
@@ -187,8 +189,27 @@ class SampleFeatures:
         """Whether ``gather`` takes long enough to go on while a probe computes (see ``virb.features.ahead``)."""
         return self.tier == "mapped" or (self.tier == "host" and self.device.type == "cuda")
 
+    @property
+    def decodes_ahead(self) -> bool:
+        """Whether images are decoded when they are read, so that it helps to know what is read next (``expect``)."""
+        return isinstance(self._views[self._view], EncodedRows)
+
     def set_epoch(self, epoch: int) -> None:
         self._view = epoch % len(self._views)
+
+    def expect(self, reads: Sequence[torch.Tensor | np.ndarray]) -> None:
+        """The samples that are gathered next in this epoch, in order: a stream decodes their images while a probe is at work. No reads: no
+        more is decoded ahead."""
+        view = self._views[self._view]
+        if isinstance(view, EncodedRows):
+            view.expect([self._rows_of(torch.as_tensor(samples).cpu().numpy()) for samples in reads])
+
+    def _rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """The rows of these samples, one sample after the other."""
+        if self._fixed is not None:
+            return self._fixed[samples].reshape(-1)
+        spans = [self._values[self._offsets[i] : self._offsets[i + 1]] for i in samples]
+        return np.concatenate(spans) if spans else self._values[:0]
 
     def gather(self, samples: torch.Tensor | np.ndarray) -> torch.Tensor:
         if self.shape is None or self._fixed is None:
@@ -199,18 +220,18 @@ class SampleFeatures:
             rows = self._index[samples]
             picked = self._sent(copy, rows.reshape(-1)).float()
         else:
-            picks = self._fixed[torch.as_tensor(samples).cpu().numpy()]
-            picked = self._moved(self._views[self._view].read(picks.reshape(-1))).float()
+            rows_read = self._rows_of(torch.as_tensor(samples).cpu().numpy())
+            picked = self._moved(self._views[self._view].read(rows_read)).float()
         return picked.reshape(len(samples), *self.shape)
 
     def gather_rows(self, samples: np.ndarray) -> torch.Tensor:
         """All rows of these samples, sample after sample (their numbers may differ), float32 on the job's device: (rows, *row shape)."""
+        if self._copies is None:
+            return self._moved(self._views[self._view].read(self._rows_of(np.asarray(samples)))).float()
         spans = [np.arange(self._offsets[i], self._offsets[i + 1]) for i in np.asarray(samples)]
         places = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
-        if self._copies is not None:
-            copy = self._copies[self._view]
-            return self._sent(copy, self._inverse[torch.from_numpy(places)].to(copy.device)).float()
-        return self._moved(self._views[self._view].read(self._values[places])).float()
+        copy = self._copies[self._view]
+        return self._sent(copy, self._inverse[torch.from_numpy(places)].to(copy.device)).float()
 
     def _sent(self, copy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if copy.device == self.device or not self._pins:
@@ -232,4 +253,6 @@ class SampleFeatures:
         span = range(int(self._offsets[index]), int(self._offsets[index + 1]))
         if self._copies is not None:
             return [self._copies[self._view][self._inverse[i]].to(self.device).float() for i in span]
+        if span and self._views[self._view].shape is not None:  # at once: a stream encodes many rows as fast as one
+            return list(self._moved(self._views[self._view].read(self._values[span.start : span.stop])).float())
         return [self._views[self._view].read_one(int(self._values[i])).to(self.device).float() for i in span]

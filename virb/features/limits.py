@@ -1,4 +1,5 @@
-"""How much memory encoders may take: one number for the plan, which groups encoders into passes, and for the workers, which keep them."""
+"""How much memory encoders and features may take: one number for the plan, which groups encoders into passes and says where features will
+be, and for the workers, which keep them."""
 
 from __future__ import annotations
 
@@ -26,6 +27,14 @@ def slice_limit(devices: Sequence[str]) -> float:
     return 0.3 * free_memory() / len(devices)
 
 
+def working_tier(nbytes: float, device: str, workers: int, taken: float = 0.0) -> str:
+    """Where the features of one role of a job are read from: the fastest of ``device``, ``host`` and ``mapped`` (the cache on disk) that
+    has room for them. ``taken``: bytes that what is planned before will have taken by then."""
+    if device.startswith("cuda") and nbytes < 0.5 * (_free_device_memory(device) - taken):
+        return "device"
+    return "host" if nbytes < 0.5 * (free_memory() - taken) / workers else "mapped"
+
+
 def weight_bytes(spec: EncoderSpec) -> float:
     return 4.0 * spec.n_params
 
@@ -39,6 +48,10 @@ def free_memory() -> int:
     except OSError:
         pass
     return 4 * 2**30
+
+
+def _free_device_memory(name: str) -> float:
+    return torch.cuda.mem_get_info(torch.device(name))[0] if torch.cuda.is_available() else float("inf")
 
 
 def _device_memory(name: str) -> float:

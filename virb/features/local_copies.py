@@ -7,7 +7,7 @@ random order every epoch, which such a disk is slow at. The copies belong to one
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -50,17 +50,17 @@ def _lease(place: Path) -> Path:
     return place.with_name(f"{place.name}.lease")
 
 
-def bring(slices: Sequence[Slice], key: str, place: Path) -> list[Slice]:
+def bring(slices: Sequence[Slice], key: str, place: Path, in_use: Collection[str] | None = None) -> list[Slice]:
     """The slices with their values in ``place``, as far as there is room; the others stay where they are. Other workers of the machine may
-    bring the same ones: a copy that is there is used."""
+    bring the same ones: a copy that is there is used. ``in_use``: the only entries whose copies are needed now, so that others may make
+    room; None where that is not known."""
     brought: list[Slice] = []
     for piece in slices:
         copy = place / key / piece.path.name
         try:
             size = piece.path.stat().st_size
             if not copy.exists() or copy.stat().st_size != size:
-                disk = shutil.disk_usage(place)
-                if disk.free - size < _FREE * disk.total:
+                if not _has_room(place, size, in_use):
                     brought.append(piece)
                     continue
                 write_atomic(copy, piece.path.read_bytes())
@@ -68,3 +68,16 @@ def bring(slices: Sequence[Slice], key: str, place: Path) -> list[Slice]:
         except (OSError, ViRBError):  # a slow disk is better than none
             brought.append(piece)
     return brought
+
+
+def _has_room(place: Path, size: int, in_use: Collection[str] | None) -> bool:
+    """Whether there is, after copies that nobody needs now were taken away as far as that takes, those made first first."""
+    idle = [] if in_use is None else [folder for folder in place.iterdir() if folder.is_dir() and folder.name not in in_use]
+    idle.sort(key=lambda folder: folder.stat().st_mtime)
+    while True:
+        disk = shutil.disk_usage(place)
+        if disk.free - size >= _FREE * disk.total:
+            return True
+        if not idle:
+            return False
+        shutil.rmtree(idle.pop(0), ignore_errors=True)

@@ -22,6 +22,7 @@ from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.errors import ViRBError, describe
 from virb.features.cache import FeatureCache, SliceFacts, as_stored
+from virb.features.clock import DeviceClock
 from virb.features.decoded import Keeper, Pixels
 from virb.features.encoding import (
     Block,
@@ -35,10 +36,24 @@ from virb.features.encoding import (
     forward,
     not_finite,
     send,
+    warm_up,
 )
 from virb.features.held import HeldEntries
 
-__all__ = ["Memory", "Numerics", "PassOptions", "PassReport", "Wanted", "encode", "first_not_finite", "forward", "not_finite", "run_slice"]
+__all__ = [
+    "Memory",
+    "Numerics",
+    "PassOptions",
+    "PassReport",
+    "Wanted",
+    "encode",
+    "encode_counted",
+    "first_not_finite",
+    "forward",
+    "not_finite",
+    "run_slice",
+    "timed",
+]
 
 # How many forwards have been sent when the outputs of one are taken. A GPU works on while the host looks at those of the one before.
 _BEHIND = {"cpu": 0, "cuda": 1}
@@ -56,8 +71,9 @@ class Wanted:
 
 @dataclass
 class PassReport:
-    """What a slice did: images decoded, seconds per stage, entries that failed and why. ``decode`` is waiting for images; ``load`` (of the
-    loader itself, by thread), ``transfer`` and ``compute`` (of the device in the encoders) go on beside the others."""
+    """What a slice, or the streams of a job, did: images decoded, seconds per stage, entries that failed and why. ``decode`` is waiting for
+    images; ``load`` (of the loader itself, by thread), ``transfer`` and ``compute`` (of the device in the encoders) go on beside the
+    others. ``compile`` is there when something was compiled, and no part of ``encode``."""
 
     decoded: int = 0
     rows: int = 0
@@ -81,13 +97,15 @@ def run_slice(
     memory: Memory | None = None,
     pixels: Pixels | None = None,
     held: HeldEntries | None = None,
+    report: PassReport | None = None,
 ) -> PassReport:
     """Fills rows ``start`` to ``stop`` of every wanted entry. One encoder's failure does not stop the others.
 
     ``memory`` is what earlier slices learned; its notes come into the report. ``pixels``: decoded images to read, and to keep; ``held``
-    gets what the cache gets, for jobs of this worker.
-    Images that cannot be decoded are noted in the slice; each task decides what that means for its samples (``on_bad_image``)."""
-    report = PassReport()
+    gets what the cache gets, for jobs of this worker. ``report``: filled as the slice goes on, for who wants to know when it does not end.
+    Images that cannot be decoded are noted in the slice; each task decides what that means for its samples (``on_bad_image``). UnreadImage
+    goes on to the caller, and nothing of the slice is written: its key does not change when the disk or the shard is mended."""
+    report = report or PassReport()
     pixels = pixels or Pixels()
     memory = replace(memory, notes=report.notes) if memory is not None else Memory(report.notes)
     work = _Slice(images, wanted, encoders, device, options, memory, report)
@@ -100,7 +118,7 @@ def run_slice(
     rows, pin = np.arange(start, stop), device.type == "cuda"
     batches = load_batches(images, rows, geometries, options.batch_size, options.loader_threads, "skip", count, pin, pixels.read)
     with closing(batches):
-        for batch in _timed(on_device(keeper.watch(batches), device), report, "decode"):
+        for batch in timed(on_device(keeper.watch(batches), device), report, "decode"):
             report.seconds["load"] += batch.seconds / max(1, options.loader_threads)
             work.add(batch)
             report.rows += len(batch.rows)
@@ -108,8 +126,8 @@ def run_slice(
             if wanted and len(report.failed) == len(wanted) and not pixels.keep:
                 return report
     work.settle()
-    report.seconds["transfer"] = _event_seconds(work.copies)
-    report.seconds["compute"] = _event_seconds(work.forwards) if device.type == "cuda" else report.seconds["encode"]
+    report.seconds["transfer"] = sum(work.copies.seconds().values())
+    report.seconds["compute"] = sum(work.encoding().values())
     began = time.perf_counter()
     work.write(start, cache, len(images), held)
     report.notes += keeper.write(cache, work.bad, report.seconds["decode"])
@@ -129,10 +147,9 @@ class _Slice:
     memory: Memory
     report: PassReport
     bad: dict[int, str] = field(default_factory=dict)
-    copies: list[tuple[Any, Any]] = field(default_factory=list)  # CUDA events around the copies of batches to the GPU
-    forwards: list[tuple[Any, Any]] = field(default_factory=list)  # and around forwards
 
     def __post_init__(self) -> None:
+        self.copies, self._clock = DeviceClock(self.device), DeviceClock(self.device)
         self._forwards: dict[tuple[Geometry, str], list[Wanted]] = defaultdict(list)
         for item in self.wanted:
             self._forwards[item.geometry, item.encoder].append(item)
@@ -143,23 +160,27 @@ class _Slice:
     def add(self, batch: LoadedBatch) -> None:
         """Encodes a batch for everybody; on a GPU the last outputs may still be on their way then."""
         self.bad.update(batch.bad)
-        self.copies += [batch.copied] if batch.copied else []
+        if batch.copied:
+            self.copies.between("copy", *batch.copied)
         skip = [place for place, row in enumerate(batch.rows.tolist()) if row in batch.bad]
-        for (geometry, name), items in self._forwards.items():
+        for (geometry, _), items in self._forwards.items():
             live = [item for item in items if item.key not in self.report.failed]
             if not live:
                 continue
-            began, mark = time.perf_counter(), _event(self.device)
-            requests = [item.request for item in live]
-            sent = self._guarded(
-                live,
-                partial(send, self.encoders[name], batch.pixels[geometry], requests, self.device, self.options, self.memory, skip),
-            )
-            self._spent(live, began)
+            sent = self._guarded(live, partial(self._send, live, batch.pixels[geometry], skip))
             if sent is not None:
-                self.forwards += [(mark, _event(self.device))] if mark is not None else []
                 self._sent.append((live, batch.rows, sent))
             self.settle(_BEHIND[self.device.type])
+
+    def _send(self, items: Sequence[Wanted], pixels: Any, skip: Sequence[int]) -> Sent | SentOneByOne:
+        encoder, requests = self.encoders[items[0].encoder], [item.request for item in items]
+        _compile(self.report, encoder, pixels, requests, self.device, self.options)
+        began = time.perf_counter()
+        try:
+            with self._clock.on((items[0].geometry, items[0].encoder)):
+                return send(encoder, pixels, requests, self.device, self.options, self.memory, skip)
+        finally:
+            self._spent(items, began)
 
     def settle(self, behind: int = 0) -> None:
         """Takes the outputs of all forwards but the last few."""
@@ -196,13 +217,18 @@ class _Slice:
         self._seconds[items[0].geometry, items[0].encoder] += seconds
         self.report.seconds["encode"] += seconds
 
+    def encoding(self) -> Mapping[Any, float]:
+        """Seconds of each encoder at each geometry: of the device where it works beside the host."""
+        return self._clock.seconds() if self.device.type == "cuda" else self._seconds
+
     def write(self, start: int, cache: FeatureCache, n_rows: int, held: HeldEntries | None) -> None:
         """Into the cache, and what it stores into memory too."""
+        encoding = self.encoding()
         for (geometry, name), items in self._forwards.items():
             # All who wanted a slice paid for its decoding, and all outputs of a forward for that one.
             seconds = {
                 "decode": self.report.seconds["decode"] / len(self.wanted),
-                "encode": self._seconds[geometry, name] / len(items),
+                "encode": encoding.get((geometry, name), 0.0) / len(items),
             }
             facts = SliceFacts(seconds, self.memory.reduced(self.encoders[name].spec.name, geometry, self.options.batch_size))
             for item in items:
@@ -215,20 +241,35 @@ class _Slice:
                     held.keep(item.key, n_rows, start, block, self.bad, written)
 
 
-def _event(device: torch.device) -> Any:
-    """The moment when a GPU gets here; None elsewhere."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
+def encode_counted(
+    report: PassReport,
+    encoder: Encoder,
+    pixels: Any,
+    requests: Sequence[str],
+    device: torch.device,
+    options: PassOptions,
+    memory: Memory | None = None,
+) -> dict[str, list[torch.Tensor]]:
+    """``encode`` for streams: what it takes is added to the report."""
+    _compile(report, encoder, pixels, requests, device, options)
+    clock, began = DeviceClock(device), time.perf_counter()
+    with clock.on("encode"):
+        sent = send(encoder, pixels, requests, device, options, memory)
+    found = {request: list(taken.values) for request, taken in sent.take().items()}
+    seconds = time.perf_counter() - began
+    report.seconds["encode"] += seconds
+    report.seconds["compute"] += sum(clock.seconds().values()) if device.type == "cuda" else seconds
+    return found
 
 
-def _event_seconds(pairs: Sequence[tuple[Any, Any]]) -> float:
-    """Between CUDA events; after the last batch all of them have happened, or are about to."""
-    for _, end in pairs:
-        end.synchronize()
-    return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
+def _compile(
+    report: PassReport, encoder: Encoder, pixels: Any, requests: Sequence[str], device: torch.device, options: PassOptions
+) -> None:
+    """With ``--compile``, before the clock of a forward runs."""
+    if options.numerics.compile:
+        began = time.perf_counter()
+        warm_up(encoder, pixels, requests, device, options)
+        report.seconds["compile"] = report.seconds.get("compile", 0.0) + time.perf_counter() - began
 
 
 def _as_block(blocks: Sequence[Block]) -> np.ndarray | list[np.ndarray]:
@@ -241,7 +282,8 @@ def _as_block(blocks: Sequence[Block]) -> np.ndarray | list[np.ndarray]:
     return [row.numpy() for row in rows]
 
 
-def _timed(batches: Iterator[Any], report: PassReport, stage: str) -> Iterator[Any]:
+def timed(batches: Iterator[Any], report: PassReport, stage: str) -> Iterator[Any]:
+    """The same batches; what waiting for them takes is added to the report."""
     while True:
         began = time.perf_counter()
         batch = next(batches, None)

@@ -49,6 +49,17 @@ def onednn_linear() -> Callable[..., Tensor] | None:
     """oneDNN's product where it is the faster one: on processors with 512-bit instructions, with a torch that has it."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
         return None
-    # What torch.compile calls on CPUs; not part of torch's documented interface, so it may be gone.
+    # What torch.compile calls on CPUs; not part of torch's documented interface, so it may be gone, or take other arguments.
     found: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return found
+    return found if found is not None and _multiplies(found) else None
+
+
+def _multiplies(product: Callable[..., Tensor]) -> bool:
+    """Whether it does on a small product what ``linear`` asks of it: called with all arguments that are ever given."""
+    x, weight, bias = torch.arange(6.0).reshape(2, 3), torch.arange(12.0).reshape(4, 3), torch.arange(4.0)
+    try:
+        found = [product(x, weight, added, "none", [], "") for added in (None, bias)]
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    expected = torch.mm(x, weight.t())  # whole numbers: exact by any library
+    return torch.equal(found[0], expected) and torch.equal(found[1], expected + bias)

@@ -42,10 +42,10 @@ def slice_memory(entry: Entry) -> float:
 def allot(
     entries: dict[str, Entry], missing: Missing, jobs: Sequence[Job], budget: int, cache: FeatureCache, text: str, most_held: float
 ) -> Allotment:
-    """``budget``: bytes; ``text``: as the user wrote it. What was there before the run stays, and an amount (not a share) counts it.
+    """``budget``: bytes; ``text``: as the user wrote it. An amount (not a share) counts what was there before the run. That stays, but
+    where entries would have to be streamed otherwise: then the jobs of this run's that are there come first, and leave their room.
     ``most_held``: bytes of memory that a slice may take; entries with larger ones are streamed whatever the budget."""
     there = cache.size() if not text.strip().endswith("%") and cache.folder.is_dir() else 0
-    budget -= there
     sizes = {key: slices_bytes(entries[key], slices) for key, slices in missing.items() if slices}
     kept: dict[str, Entry] = dict(entries)
     notes: list[str] = []
@@ -58,42 +58,75 @@ def allot(
             f"{len(large)} of {len(entries)} feature sets are too large to keep (memory could not hold {SLICE_ROWS} images of them): "
             "they are encoded while heads train"
         )
-    if budget > 0 and sum(sizes.values()) <= budget:
-        return Allotment(kept, (Round(tuple(sizes), ()),), tuple(notes), budget - sum(sizes.values()))
-    packed: list[tuple[list[str], list[str], int]] = []  # keys, jobs, bytes
-    for keys, members in _bundles(sizes, entries, jobs):
-        fitting, size = _smallest(keys, sizes, budget)
-        for key in keys - fitting:
-            kept[key] = replace(entries[key], streamed=True)
-        if not fitting:
-            continue
-        if not packed or packed[-1][2] + size > budget:
-            packed.append(([], [], 0))
-        before = packed[-1]
-        packed[-1] = ([*before[0], *(key for key in sizes if key in fitting)], [*before[1], *members], before[2] + size)
-    rounds = tuple(Round(tuple(keys), tuple(members)) for keys, members, _ in packed)
-    if streamed := sum(kept[key].streamed for key in sizes):
-        notes.append(f"{streamed} of {len(entries)} feature sets do not fit the cache budget ({text}): they are encoded while heads train")
-    if len(rounds) > 1:
-        total = sum(size for _, _, size in packed)
+    if not sizes or (budget > there and sum(sizes.values()) <= budget - there):
+        return Allotment(kept, (Round(tuple(sizes), ()),), tuple(notes), budget - there - sum(sizes.values()))
+    packed = _pack(_bundles(sizes, entries, jobs), sizes, {}, budget - there)
+    own = {key: entries[key].nbytes - sizes.get(key, 0) for key in missing if key not in large} if there else {}
+    own = {key: size for key, size in own.items() if size > 0}
+    if packed.streamed and own:
+        whole = {key: entries[key].nbytes for key in entries if key in sizes or key in own}
+        roomier = _pack(_bundles(whole, entries, jobs), whole, own, budget - there + sum(own.values()))
+        if sum(sizes.get(key, 0) for key in roomier.streamed) < sum(sizes[key] for key in packed.streamed):
+            packed, there = roomier, there - sum(own.values())
+    for key in packed.streamed:
+        kept[key] = replace(entries[key], streamed=True)
+    if n := len(packed.streamed):
+        notes.append(f"{n} of {len(entries)} feature sets do not fit the cache budget ({text}): they are encoded while heads train")
+    if len(packed.rounds) > 1:
         notes.append(
-            f"{size_text(total)} of features do not fit the cache budget ({text}) at once: they are made in {many(len(rounds), 'round')}, "
-            "and those of a round are removed when its last job is done"
+            f"{size_text(packed.total)} of features do not fit the cache budget ({text}) at once: they are made in "
+            f"{many(len(packed.rounds), 'round')}, and those of a round are removed when its last job is done"
         )
-    if there and (streamed or len(rounds) > 1):
-        # Nothing that was there before leaves the cache by itself: another run may want it.
+    if there > 0 and (packed.streamed or len(packed.rounds) > 1):
+        # What no job of this run waits for does not leave the cache by itself: another run may want it.
         notes.append(
             f"{size_text(there)} of the budget are taken by what {cache.folder} holds already: virb cache prune makes room, "
             "or raise --cache_budget"
         )
-    return Allotment(kept, rounds, tuple(notes), budget - max((size for _, _, size in packed), default=0))
+    return Allotment(kept, packed.rounds, tuple(notes), packed.left)
 
 
-def _smallest(keys: set[str], sizes: Mapping[str, int], budget: int) -> tuple[set[str], int]:
-    """As many as fit, the smallest first, since they save as much each; and their size."""
+@dataclass(frozen=True)
+class _Packed:
+    rounds: tuple[Round, ...]
+    streamed: tuple[str, ...]  # what finds no room
+    total: int  # bytes of all rounds
+    left: int  # bytes that are free when most is taken
+
+
+def _pack(bundles: Sequence[tuple[set[str], list[str]]], sizes: Mapping[str, int], there: Mapping[str, int], budget: int) -> _Packed:
+    """Bundles in rounds within so many bytes. ``there``: bytes of entries that are on the disk from the start, until their round is over;
+    the bundles that have most of theirs come first."""
+    packed: list[tuple[list[str], list[str], int]] = []  # keys, jobs, bytes
+    streamed: list[str] = []
+    waiting, most, total = sum(there.values()), 0, 0  # of later rounds; at once; of all rounds
+    for keys, members in sorted(bundles, key=lambda bundle: _share_to_make(bundle[0], sizes, there)):
+        before = sum(there.get(key, 0) for key in keys)
+        fitting, size = _smallest(keys, sizes, there, budget - (waiting - before))
+        streamed += [key for key in sizes if key in keys - fitting]
+        stays = sum(there.get(key, 0) for key in keys - fitting)  # slices of an entry that is streamed: nobody takes them away
+        waiting -= before - stays
+        if not fitting:
+            continue
+        if not packed or packed[-1][2] + size + waiting > budget:
+            packed.append(([], [], 0))
+        last = packed[-1]
+        packed[-1] = ([*last[0], *(key for key in sizes if key in fitting)], [*last[1], *members], last[2] + size)
+        most, total = max(most, packed[-1][2] + waiting), total + size
+    return _Packed(tuple(Round(tuple(keys), tuple(jobs)) for keys, jobs, _ in packed), tuple(streamed), total, budget - most)
+
+
+def _share_to_make(keys: set[str], sizes: Mapping[str, int], there: Mapping[str, int]) -> float:
+    whole = sum(sizes[key] for key in keys)
+    return 1.0 - sum(there.get(key, 0) for key in keys) / whole if whole else 0.0
+
+
+def _smallest(keys: set[str], sizes: Mapping[str, int], there: Mapping[str, int], budget: int) -> tuple[set[str], int]:
+    """Those that are there, then as many as fit, the smallest first, since they save as much each; and their size."""
     fitting, size = set[str](), 0
-    for key in sorted(keys, key=lambda key: (sizes[key], key)):
-        if budget > 0 and size + sizes[key] <= budget:
+    whole = {key for key in keys if 0 < sizes[key] <= there.get(key, 0)}
+    for key in sorted(keys, key=lambda key: (key not in whole, sizes[key], key)):
+        if key in whole or (budget > 0 and size + sizes[key] <= budget):
             fitting.add(key)
             size += sizes[key]
     return fitting, size

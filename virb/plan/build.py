@@ -318,7 +318,7 @@ class _Builder:
             geometry=geometry.record(),
             normalisation=_normalisation(encoder),
             output=request,
-            numerics=self.settings.numerics.record(),
+            numerics=self.settings.numerics.record(encoder, geometry),
             format={"family": spec.family, "version": spec.format},
         )
         known = self.entries.get(record.key)
@@ -416,7 +416,7 @@ def job_key(
             "geometry": geometry.record(),
             "normalisation": _normalisation(encoder),
             "request": task.features,
-            "numerics": settings.numerics.record(),
+            "numerics": settings.numerics.record(encoder, geometry),
             "roles": {
                 role: {"entries": plan.entries, "list": plan.list_id, "samples": data.ids[role], "held_out": plan.held_out}
                 for role, plan in roles.items()
@@ -484,7 +484,7 @@ def score_key(
             "geometry": geometry.record(),
             "normalisation": _normalisation(encoder),
             "request": task.features,
-            "numerics": settings.numerics.record(),
+            "numerics": settings.numerics.record(encoder, geometry),
             "roles": {role: {"entries": plan.entries, "list": plan.list_id, "samples": data.ids[role]} for role, plan in roles.items()},
             "task": {"id": task.task.id, "target": task.task.target, "metrics": task.task.metrics},
             "heads": [

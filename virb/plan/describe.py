@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import virb
+from virb.data.transforms import Geometry
 from virb.encoders.verify import Failed, Verified, encoder_table
+from virb.features.limits import working_tier
 from virb.io import existing_parent
 from virb.plan.geometry import geometry_text, size_in_pixels
 from virb.plan.jobs import Job, Plan
 from virb.probes.base import FIT, SELECT
+
+_TIERS = {"device": "device memory", "host": "host memory", "mapped": "read from disk"}  # the slower, the later
 
 
 def size_text(n_bytes: float) -> str:
@@ -51,7 +56,10 @@ def header(plan: Plan) -> Iterator[str]:
     if passes := list(_passes(plan)):
         yield f"  passes  {' · '.join(passes)}"
     if plan.to_do:
-        kept = f"{size_text(plan.bytes_new)} of features in {plan.context.cache_folder}"
+        images = _bytes_of_images(plan)
+        kept = f"{size_text(plan.bytes_new)} of features"
+        kept += f" and {size_text(images)} of decoded images" if images else ""
+        kept += f" in {plan.context.cache_folder}"
         yield f"  keeps   {kept} · {_cached(plan)} · {time_text(plan.seconds)}"
     for note in plan.notes:
         yield f"  note    {note}"
@@ -101,7 +109,7 @@ def _numbers(plan: Plan) -> Iterator[str]:
     # Without sharing, every image list of every job is a pass of its own; samples held out of fit come from the list of fit.
     separate = sum(len({role.list_id for role in job.roles.values()}) for job in plan.to_do)
     slices = sum(1 for unit in plan.units if unit.kind == "pass")
-    geometries = Counter(size_in_pixels(job.geometry.size) for job in plan.jobs)
+    geometries = geometry_names(plan.jobs)
     named = ", ".join(f"{name} ({many(count, 'job')})" for name, count in geometries.items())
     yield f"jobs        {len(plan.to_do):,} to run, {len(plan.done):,} done"
     images = many(plan.rows_to_decode, "image")
@@ -113,6 +121,30 @@ def _numbers(plan: Plan) -> Iterator[str]:
     yield f"time        {time_text(plan.seconds) if plan.to_do else 'none'} on {devices_text(plan)}, {plan.settings.precision_text}"
     for note in plan.notes:
         yield f"note        {note}"
+
+
+def geometry_names(jobs: Sequence[Job]) -> dict[str, int]:
+    """How many jobs see images in each geometry, by its size, or all of it where several have that size."""
+    counts = Counter(job.geometry for job in jobs)
+    sizes = Counter(size_in_pixels(geometry.size) for geometry in counts)
+    texts = Counter(geometry_text(geometry) for geometry in counts)
+
+    def name(geometry: Geometry) -> str:
+        size, text = size_in_pixels(geometry.size), geometry_text(geometry)
+        if sizes[size] == 1:
+            return size
+        return text if texts[text] == 1 else f"{text} of {geometry.crop_pct:g}"
+
+    return {name(geometry): count for geometry, count in counts.items()}
+
+
+def _bytes_of_images(plan: Plan) -> int:
+    """Of the decoded images that the run keeps."""
+    kept = 0
+    for unit in plan.units:
+        for geometry in unit.payload.keep if unit.kind == "pass" else ():
+            kept += (unit.payload.stop - unit.payload.start) * plan.context.stores[unit.payload.list_id][geometry].row_bytes
+    return kept
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -159,18 +191,32 @@ def _tier(plan: Plan, job: Job) -> str:
     if any(entry.streamed for entry in entries):
         kept = all(e.wanted.geometry in plan.context.stores.get(e.list_id, {}) for e in entries if e.streamed)
         return f"streams: {'images decoded once, ' * kept}encoded while heads train"
-    return "device memory" if plan.settings.device_kind == "cuda" else "host memory"
+    return _TIERS[max(_tiers(plan, job), key=list(_TIERS).index)]
+
+
+def _tiers(plan: Plan, job: Job) -> Iterator[str]:
+    """Of each role, by the sizes of its features and the memory that is free now: the rule by which workers go."""
+    taken = 0.0
+    for role in job.roles.values():
+        need = sum(plan.context.entries[key].nbytes for key in dict.fromkeys(role.entries))
+        tier = working_tier(need, plan.settings.devices[0], len(plan.settings.devices), taken)
+        taken += need if tier != "mapped" else 0
+        yield tier
 
 
 def _merge_hint(plan: Plan) -> str:
     """Which ``input:`` would make one geometry of several on the same images."""
-    by_list: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    by_list: dict[str, set[Geometry]] = defaultdict(set)
     for job in plan.jobs:
         for role in job.roles.values():
             if job.geometry.size:
-                by_list[role.list_id].add(job.geometry.size)
-    sizes = max(by_list.values(), key=len, default=set())
-    if len(sizes) < 2:
+                by_list[role.list_id].add(job.geometry)
+    geometries = max(by_list.values(), key=len, default=set())
+    if len(geometries) < 2:
         return ""
-    height, width = max(sizes)
-    return f" · input: {{size: {height if height == width else [height, width]}}} for all encoders would make one of {len(sizes)}"
+    height, width = size = max(geometry.size for geometry in geometries if geometry.size)
+    left = {replace(geometry, size=size) for geometry in geometries}  # sizes are not all that may differ
+    if len(left) == len(geometries):
+        return ""
+    count = "one" if len(left) == 1 else str(len(left))
+    return f" · input: {{size: {height if height == width else [height, width]}}} for all encoders would make {count} of {len(geometries)}"

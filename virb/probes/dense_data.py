@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from virb.data.placement import IGNORED, DenseTarget, Placement, sample_target
 from virb.errors import ViRBError
+from virb.features.ahead import expecting, read_ahead
 from virb.io import available_cores
 from virb.probes.base import RoleData, Seen
 
@@ -58,6 +60,26 @@ class DenseSplit:
     def window_maps(self, samples: np.ndarray) -> list[Tensor]:
         """The same of all windows of these samples, one after the other."""
         return [features.gather_rows(samples) for features in self.role.maps]
+
+    def read(
+        self, batches: Iterable[np.ndarray], grids: Collection[tuple[int, int]] = (), of_windows: bool = False
+    ) -> Generator[tuple[np.ndarray, list[Tensor], dict[tuple[int, int], Tensor]], None, None]:
+        """Each batch of samples with its maps (``of_windows``: those of all windows) and its targets at these grids. What takes long to
+        read is read ahead; of a stream the images are decoded ahead."""
+
+        def read(samples: np.ndarray) -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
+            maps = self.window_maps(samples) if of_windows else self.maps(samples)
+            return maps, {grid: self.at_grid(samples, grid) for grid in grids}
+
+        if any(getattr(features, "reads_ahead", False) for features in self.role.maps):
+            with closing(read_ahead(read, batches, self.device)) as ahead:
+                for samples, (maps, targets) in ahead:
+                    yield samples, maps, targets
+            return
+        batches = list(batches)
+        with expecting((features, batches) for features in self.role.maps):
+            for samples in batches:
+                yield samples, *read(samples)
 
     def placement(self, sample: int, native: tuple[int, int]) -> Placement:
         """How the pixels of the present view lie on the sample's (first) image."""
@@ -133,8 +155,8 @@ class DenseSplit:
 
     def check_finite(self) -> None:
         """ViRBError where features have NaN or infinity; streamed ones are checked when they are encoded."""
-        for samples in self.batches(_CHECK_ROWS):
-            if not all(bool(torch.isfinite(one).all()) for one in self.window_maps(samples)):
+        for _, maps, _ in self.read(self.batches(_CHECK_ROWS), of_windows=True):
+            if not all(bool(torch.isfinite(one).all()) for one in maps):
                 raise ViRBError(f"the {self.name} features have NaN or infinite values: look at the encoder's weights and input")
 
 

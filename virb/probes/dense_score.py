@@ -75,8 +75,7 @@ def score_heads(
         head.eval()
     split.set_epoch(0)
     done = 0
-    for samples in split.batches(batch_size):
-        maps = split.window_maps(samples) if split.seen.windows else split.maps(samples)
+    for samples, maps, _ in split.read(split.batches(batch_size), of_windows=split.seen.windows is not None):
         targets = split.natives(samples)
         compared = _compared(split, samples, targets, score_size)
         for name, head in heads.items():

@@ -11,6 +11,7 @@ import pickle
 import time
 import zipfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -161,25 +162,25 @@ def _train_epoch(
     fit.set_epoch(epoch - 1)
     for member in members:
         member.begin_epoch(epoch, fit.device)
-    for step in range(steps):
-        samples = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        maps = fit.maps(samples)
-        targets = {grid: fit.at_grid(samples, grid) for grid in {grids[member.name] for member in members}}
-        cells = {grid: valid_cells(target, fit.target.kind) for grid, target in targets.items()}
-        able = [member for member in members if cells[grids[member.name]]]  # else every pixel is void: there is nothing to learn from
-        for group, stacks in _groups(able, maps):
-            for member in group:
-                member.set_rates(step)
-            losses = [_loss_of(member, fit, targets[grids[member.name]], loss) for member in group]
-            if stacks:
-                means = learn_together([cast(DenseLinear, member.head) for member in group], maps, losses)
-            else:
-                with _own_randomness(group[0], recipe.seed, epoch, step):
-                    means = [losses[0](raw_values(group[0].head, maps, fit, group[0].config))]
-                    means[0].backward()
-            for member, mean in zip(group, means, strict=True):
-                member.step(mean, cells[grids[member.name]])
-        on_step((epoch - 1) * steps + step + 1, recipe.last * steps)
+    batches = [order[step * recipe.batch_size : (step + 1) * recipe.batch_size] for step in range(steps)]
+    compared_at = {grids[member.name] for member in members}
+    with closing(fit.read(batches, compared_at)) as read:
+        for step, (_, maps, targets) in enumerate(read):
+            cells = {grid: valid_cells(target, fit.target.kind) for grid, target in targets.items()}
+            able = [member for member in members if cells[grids[member.name]]]  # else every pixel is void: there is nothing to learn from
+            for group, stacks in _groups(able, maps):
+                for member in group:
+                    member.set_rates(step)
+                losses = [_loss_of(member, fit, targets[grids[member.name]], loss) for member in group]
+                if stacks:
+                    means = learn_together([cast(DenseLinear, member.head) for member in group], maps, losses)
+                else:
+                    with _own_randomness(group[0], recipe.seed, epoch, step):
+                        means = [losses[0](raw_values(group[0].head, maps, fit, group[0].config))]
+                        means[0].backward()
+                for member, mean in zip(group, means, strict=True):
+                    member.step(mean, cells[grids[member.name]])
+            on_step((epoch - 1) * steps + step + 1, recipe.last * steps)
 
 
 def _groups(members: Sequence[_Member], maps: Sequence[Tensor]) -> list[tuple[list[_Member], bool]]:

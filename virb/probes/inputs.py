@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from virb.data.images import ImageList, Samples
-from virb.data.loader import Kept, load_batches, on_device
+from virb.data.loader import Kept, LoadedBatch, load_batches, load_parts, on_device
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
-from virb.errors import BadImage, ViRBError
+from virb.errors import BadImage, UnreadImage, ViRBError
 from virb.features.cache import as_stored
 from virb.features.feature_set import EncodedRows, Rows, SampleFeatures
-from virb.features.passes import Memory, PassOptions, encode, first_not_finite, not_finite
+from virb.features.passes import Memory, PassOptions, PassReport, encode_counted, first_not_finite, not_finite, timed
 from virb.io import hash_record
 from virb.probes.base import Batch, OnlineSample, RoleData, Seen
 
@@ -88,6 +91,12 @@ def role_data(
     return RoleData(features[0], targets, samples.ids[chosen], samples.units[chosen], features, how)
 
 
+def stream_batch(step_rows: int, encoding_batch: int) -> int:
+    """How many images a stream encodes at once: those of a step of training, rounded up to a power of two; never more than passes do. One
+    number for a job, so that no value depends on where a batch ends."""
+    return min(encoding_batch, 1 << max(0, step_rows - 1).bit_length())
+
+
 def encoded_rows(
     images: ImageList,
     geometry: Geometry,
@@ -97,35 +106,96 @@ def encoded_rows(
     options: PassOptions,
     memory: Memory | None = None,
     kept: Mapping[Geometry, Kept] | None = None,
+    report: PassReport | None = None,
 ) -> list[EncodedRows]:
     """Rows that are encoded when they are read, rounded as the cache would store them, so that both give the same numbers: one set of rows
     per request of ``shapes`` (request -> shape of a row). All come from one forward, which is kept until other rows are asked for.
-    ``kept``: images that are decoded already.
+    ``options.batch_size`` images are encoded at once, however few are read (see ``stream_batch``). ``kept``: images that are decoded
+    already. ``report`` gets what the reads cost.
 
     Reading an image that cannot be decoded, or a value that is not finite, raises: who wants to go on without them asks beforehand.
     """
-    memory, requests = memory or Memory(), list(shapes)
-    last: dict[str, Any] = {}
+    stream = _Stream(images, geometry, list(shapes), encoder, device, options, memory or Memory(), kept, report or PassReport())
+    return [EncodedRows(len(images), shape, partial(stream.read, request), stream.expect) for request, shape in shapes.items()]
 
-    def read(request: str, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
-        if request not in last or not np.array_equal(last["rows"], rows):
-            last.clear()
-            last.update({key: _as_read(values, encoder, key, images, rows) for key, values in encode_rows(rows).items()}, rows=rows.copy())
-        return last.pop(request)  # each map is read once, then its memory is free
 
-    def encode_rows(rows: np.ndarray) -> dict[str, list[torch.Tensor]]:
-        found: dict[str, list[torch.Tensor]] = {request: [] for request in requests}
+class _Stream:
+    """All outputs of one encoder for images that are decoded when they are read, or, where it is known what is read next, before."""
+
+    def __init__(
+        self,
+        images: ImageList,
+        geometry: Geometry,
+        requests: Sequence[str],
+        encoder: Encoder,
+        device: torch.device,
+        options: PassOptions,
+        memory: Memory,
+        kept: Mapping[Geometry, Kept] | None,
+        report: PassReport,
+    ) -> None:
+        self._images, self._geometry, self._requests, self._encoder = images, geometry, requests, encoder
+        self._device, self._options, self._memory, self._kept, self._report = device, options, memory, kept, report
+        self._last: dict[str, Any] = {}
+        self._rows = np.zeros(0, dtype=np.int64)  # that these are of
+        self._expected: deque[np.ndarray] = deque()
+        self._ahead: Generator[LoadedBatch, None, None] | None = None  # decodes what is expected
+        self._arriving: Iterator[LoadedBatch] = iter(())  # the same, on the device
+
+    def expect(self, reads: Sequence[np.ndarray]) -> None:
+        """The rows of the next reads, in order, in place of what was expected before. From the first of them on, the loader's threads
+        decode ahead; other reads may come in between."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead, self._arriving, self._expected = None, iter(()), deque(reads)
+
+    def read(self, request: str, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        if request not in self._last or not np.array_equal(self._rows, rows):
+            self._last.clear()
+            found = self._encode(rows)
+            self._last = {key: _as_read(values, self._encoder, key, self._images, rows) for key, values in found.items()}
+            self._rows = rows.copy()
+        return self._last.pop(request)  # each map is read once, then its memory is free
+
+    def _encode(self, rows: np.ndarray) -> dict[str, list[torch.Tensor]]:
+        found: dict[str, list[torch.Tensor]] = {request: [] for request in self._requests}
         try:
-            pin = device.type == "cuda"
-            batches = load_batches(images, rows, (geometry,), options.batch_size, options.loader_threads, "error", None, pin, kept)
-            for batch in on_device(batches, device):
-                for request, values in encode(encoder, batch.pixels[geometry], requests, device, options, memory).items():
-                    found[request] += values
+            with ExitStack() as on_failure:
+                on_failure.callback(self.expect, ())  # what was being decoded is nobody's any more
+                report = self._report
+                for batch in timed(self._batches(rows), report, "decode"):
+                    report.rows += len(batch.rows)
+                    report.seconds["load"] += batch.seconds / max(1, self._options.loader_threads)
+                    pixels = batch.pixels[self._geometry]
+                    encoded = encode_counted(report, self._encoder, pixels, self._requests, self._device, self._options, self._memory)
+                    for request, values in encoded.items():
+                        found[request] += values
+                on_failure.pop_all()
+        except UnreadImage:
+            raise
         except BadImage as error:
             raise BadImage(f"{error}{_BAD_IMAGE_HINT}") from error
         return found
 
-    return [EncodedRows(len(images), shape, partial(read, request)) for request, shape in shapes.items()]
+    def _batches(self, rows: np.ndarray) -> Iterator[LoadedBatch]:
+        if not self._expected or not np.array_equal(self._expected[0], rows):
+            with closing(self._load([rows])) as batches:
+                yield from on_device(batches, self._device)
+            return
+        if self._ahead is None:
+            self._ahead = self._load(list(self._expected))
+            self._arriving = on_device(self._ahead, self._device)
+        self._expected.popleft()
+        yield from islice(self._arriving, len(self._parts(rows)))
+
+    def _load(self, reads: Sequence[np.ndarray]) -> Generator[LoadedBatch, None, None]:
+        parts = (part for rows in reads for part in self._parts(rows))
+        pin = self._device.type == "cuda"
+        return load_parts(self._images, parts, (self._geometry,), self._options.loader_threads, "error", None, pin, self._kept)
+
+    def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
+        at_once = self._options.batch_size
+        return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
 
 
 def _as_read(values: list[torch.Tensor], encoder: Encoder, request: str, images: ImageList, rows: np.ndarray) -> Any:

@@ -132,8 +132,8 @@ def predict(head: Stack, split: Split, batch_size: int, loss: str) -> Prediction
     """Outputs (N, C) float32 of one head on all samples of a split, and the mean loss where there are targets."""
     outputs: list[Tensor] = []
     total: Tensor | None = None
-    for positions in split.chunks(batch_size):
-        batch = apply_head(head, split.features(positions))
+    for positions, features in split.batches(split.chunks(batch_size)):
+        batch = apply_head(head, features)
         outputs.append(batch)
         if split.targets is not None:
             part = find_loss(loss).values(batch[:, None], split.targets[positions.to(split.targets.device)]).sum(dtype=torch.float64)

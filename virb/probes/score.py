@@ -63,8 +63,8 @@ def _predict(given: GivenHead, split: Split, settings: Settings) -> Predictions:
     columns = None if given.columns is None else torch.tensor(list(given.columns))
     found: list[Tensor] = []
     losses: list[Tensor] = []
-    for positions in split.chunks(settings.test_batch_size):
-        outputs = apply_head(given.head, split.features(positions))
+    for positions, features in split.batches(split.chunks(settings.test_batch_size)):
+        outputs = apply_head(given.head, features)
         if columns is not None:
             outputs = outputs[:, columns.to(outputs.device)]
         found.append(outputs.cpu())

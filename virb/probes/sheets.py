@@ -68,9 +68,9 @@ def score(
     found = [find_metric(name) for name in metrics]
     sheets = {name: Sheet(found, with_loss) for name in names}
     split.set_epoch(0)
-    for positions in split.chunks(batch_size):
+    for positions, features in split.batches(split.chunks(batch_size)):
         targets = split.targets[positions.to(split.targets.device)]
-        for name, values in scores_of(split.features(positions)).items():
+        for name, values in scores_of(features).items():
             sheets[name].add(values, targets)
     return sheets
 

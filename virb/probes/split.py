@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from virb.errors import UserError, ViRBError
-from virb.features.ahead import read_ahead
+from virb.features.ahead import expecting, read_ahead
 from virb.probes.base import Features, RoleData
 
 _CPU = torch.device("cpu")
@@ -47,22 +47,38 @@ class Split:
             return features.gather(self._chosen[positions.to(self.index_device)]).flatten(1)
         positions = positions.cpu()
         out: Tensor | None = None
+        for features, here, samples in self._by_part(positions):
+            rows = features.gather(samples).flatten(1)
+            out = rows.new_empty(len(positions), rows.shape[1]) if out is None else out
+            out[here.to(rows.device)] = rows
+        return out if out is not None else self.parts[0][0].gather(positions[:0]).flatten(1)
+
+    def batches(self, chunks: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Each chunk of positions with its features, which are read ahead where that takes long; a stream's images are decoded ahead."""
+        slow: list[Any] = [features for features, _ in self.parts if getattr(features, "reads_ahead", False)]
+        if slow:
+            return read_ahead(self.features, chunks, slow[0].device)
+        if any(getattr(features, "decodes_ahead", False) for features, _ in self.parts):
+            return self._streamed(list(chunks))
+        return ((positions, self.features(positions)) for positions in chunks)
+
+    def _streamed(self, chunks: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        reads: dict[int, tuple[Any, list[Tensor]]] = {}  # what each stream is asked for, in order
+        for positions in chunks:
+            for features, _, samples in self._by_part(positions.cpu()):
+                reads.setdefault(id(features), (features, []))[1].append(samples)
+        with expecting(reads.values()):
+            for positions in chunks:
+                yield positions, self.features(positions)
+
+    def _by_part(self, positions: Tensor) -> Iterator[tuple[Features, Tensor, Tensor]]:
+        """Of each part that these positions (on the CPU) are in: its features, which of the positions, and their samples there."""
         start = 0
         for features, chosen in self.parts:
             here = torch.nonzero((positions >= start) & (positions < start + len(chosen)))[:, 0]
             if len(here):
-                rows = features.gather(chosen[positions[here] - start]).flatten(1)
-                out = rows.new_empty(len(positions), rows.shape[1]) if out is None else out
-                out[here.to(rows.device)] = rows
+                yield features, here, chosen[positions[here] - start]
             start += len(chosen)
-        return out if out is not None else self.parts[0][0].gather(positions[:0]).flatten(1)
-
-    def batches(self, chunks: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Each chunk of positions with its features, which are read ahead where that takes long."""
-        slow: list[Any] = [features for features, _ in self.parts if getattr(features, "reads_ahead", False)]
-        if slow:
-            return read_ahead(self.features, chunks, slow[0].device)
-        return ((positions, self.features(positions)) for positions in chunks)
 
     def chunks(self, size: int) -> Iterator[Tensor]:
         """All positions in order, ``size`` at a time; the last chunk may be shorter."""
@@ -110,8 +126,8 @@ _REDUCTIONS = "features: tokens[-1].mean, tokens[-1].max, tokens[-1].gem(4), or 
 def check_finite(split: Split) -> None:
     """ViRBError that says how many samples have features with NaN or infinity."""
     bad: Tensor | None = None
-    for positions in split.chunks(_CHECK_ROWS):
-        count = (~torch.isfinite(split.features(positions)).all(1)).sum()
+    for _, features in split.batches(split.chunks(_CHECK_ROWS)):
+        count = (~torch.isfinite(features).all(1)).sum()
         bad = count if bad is None else bad + count
     if bad is not None and (n := int(bad)):
         raise ViRBError(

@@ -238,7 +238,7 @@ class Job(Record):
     error: JobError | None = None
     tier: str | None = Field(
         None,
-        description="where the working copy of the features was: device, host, mapped or streamed; and if straight from the pass",
+        description="where the working copy of the features was: device, host, mapped or streamed; also if straight from the pass",
     )
     timings: list[Timing] = Field(default_factory=list)
     provenance: Provenance

@@ -27,12 +27,14 @@ class Observer(Protocol):
 
     def started(self, slot: int, unit: Unit) -> None: ...
     def advanced(self, slot: int, unit: Unit, phase: str, done: int, total: int) -> None: ...
+    def spent(self, slot: int, unit: Unit, so_far: UnitReport) -> None: ...
     def finished(self, slot: int, unit: Unit, report: UnitReport) -> None: ...
     def failed(self, unit: Unit, reason: str) -> None: ...
     def tick(self, graph: Graph) -> None: ...
 
 
-Doer = Callable[[Unit, Callable[[str, int, int], None]], UnitReport]  # does one unit, telling (phase, done, total)
+# Does one unit, telling (phase, done, total). It may have a method ``spent``: what the unit at hand has cost so far, ended or not.
+Doer = Callable[[Unit, Callable[[str, int, int], None]], UnitReport]
 MakeDoer = Callable[[Any, str], Doer]  # (context, device) -> doer; a module-level function, so that a process can be given it
 _TICK = 0.25
 _MESSAGES = 100  # of one worker before the others are heard
@@ -80,12 +82,20 @@ def _in_process(
                 do = do or make_doer(context, devices[0])
                 report = do(unit, tell)
             except Exception as error:  # noqa: BLE001 - the job boundary: whatever a unit raises is recorded, the others go on
+                observer.spent(0, unit, _spent(do))
                 _lose(graph, unit, describe(error), observer, on_lost)
+            except BaseException:  # Ctrl-C
+                observer.spent(0, unit, _spent(do))
+                raise
             else:
                 _finish(graph, 0, unit, report, observer, on_lost)
             observer.tick(graph)
     finally:
         torch.set_num_threads(threads)
+
+
+def _spent(do: Doer | None) -> UnitReport:
+    return do.spent() if do is not None and hasattr(do, "spent") else UnitReport()
 
 
 @dataclass
@@ -180,6 +190,8 @@ def _receive(graph: Graph, worker: _Worker, observer: Observer, on_lost: Callabl
         unit = worker.unit
         if unit is None:
             continue
+        if kind != "done":
+            observer.spent(worker.slot, unit, message.pop())
         if kind == "progress":
             observer.advanced(worker.slot, unit, *message)
             continue
@@ -235,7 +247,7 @@ def _serve(pipe: Connection, context: Any, device: str, make_doer: MakeDoer) -> 
         now = time.monotonic()
         if now - last > 0.1 or done == total:
             last = now
-            pipe.send(("progress", phase, done, total))
+            pipe.send(("progress", phase, done, total, _spent(do)))
 
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         while True:
@@ -247,7 +259,7 @@ def _serve(pipe: Connection, context: Any, device: str, make_doer: MakeDoer) -> 
                 do = do or make_doer(context, device)
                 pipe.send(("done", do(unit, tell)))
             except Exception as error:  # noqa: BLE001 - the job boundary; also a unit or a report that cannot be pickled
-                pipe.send(("failed", describe(error)))
+                pipe.send(("failed", describe(error), _spent(do)))
 
 
 def _end_with_parent() -> None:

@@ -1,12 +1,13 @@
-"""Where a run's time went: seconds of its workers by stage, and what the passes waited for.
+"""Where a run's time went: seconds of its workers by stage, and which side was the slower where images are encoded.
 
-Passes tell their stages (``PassReport.seconds``), jobs theirs (``JobFacts.timings``), the launcher how long each worker was at work.
+Passes and streams tell their stages (``PassReport.seconds``), jobs theirs (``JobFacts.timings``), the launcher how long each worker was at
+work. Units that failed or were interrupted count too.
 What goes on in the background while the worker does something else is no time of the run: a loader whose threads keep up costs none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from virb.plan.graph import UnitReport
 STAGES = {
     "decode": "waiting for images",
     "transfer": "moving them to the device, while encoders are at work",
+    "compile": "compiling encoders",
     "encode": "running encoders",
     "write": "writing features",
     "read": "reading features",
@@ -25,7 +27,36 @@ STAGES = {
     "results": "writing results",
 }
 BACKGROUND = ("transfer",)  # goes on while encoders are at work
-_OF_TIMINGS = {"read features": "read", "stream": "encode", "probe": "head", "metrics": "metrics"}
+_OF_TIMINGS = {"read features": "read", "probe": "head", "metrics": "metrics"}
+
+
+@dataclass
+class Rates:
+    """What the loader and the encoders would do if each had nothing to wait for: of all passes and streams that came to their end."""
+
+    rows: int = 0
+    loading: float = 0.0  # seconds of the loader itself, also in the background
+    computing: float = 0.0  # of the encoders themselves, also while the worker waits for images
+
+    def add(self, report: UnitReport) -> None:
+        rows = report.counts.get("rows", 0) + report.counts.get("streamed", 0)
+        loading, computing = report.seconds.get("load", 0.0), report.seconds.get("compute", 0.0)
+        if rows and computing:  # else no encoder was at work, or what it took is not known yet
+            self.rows, self.loading, self.computing = self.rows + rows, self.loading + loading, self.computing + computing
+
+    def loader(self, workers: int) -> float | None:
+        """Images a second."""
+        return self.rows * workers / self.loading if self.loading else None
+
+    def encoders(self, workers: int) -> float | None:
+        return self.rows * workers / self.computing if self.computing else None
+
+    @property
+    def bound(self) -> str | None:
+        """Which side is the slower; None when no image was encoded."""
+        if not self.loading or not self.computing:
+            return None
+        return "loader-bound" if self.loading > self.computing else "encoder-bound"
 
 
 @dataclass(frozen=True)
@@ -34,9 +65,7 @@ class Profile:
     workers: tuple[str, ...]
     busy: tuple[float, ...]  # seconds, by worker
     stages: dict[str, float] = field(default_factory=dict)  # seconds, of all workers together
-    rows: int = 0  # images that passes went over
-    loader_rate: float | None = None  # images/s of all workers, if nothing else were to be done
-    encoder_rate: float | None = None  # the same of all encoders of the passes
+    rates: Rates = field(default_factory=Rates)
 
     @property
     def idle(self) -> float:
@@ -48,45 +77,54 @@ class Profile:
 
     @property
     def bound(self) -> str | None:
-        """What the passes of this run were bound by."""
-        if self.loader_rate is None or self.encoder_rate is None:
-            return None
-        return "loader-bound" if self.loader_rate < self.encoder_rate else "encoder-bound"
+        return self.rates.bound
+
+    @property
+    def loader_rate(self) -> float | None:
+        """Images a second of all workers, if nothing else were to be done."""
+        return self.rates.loader(len(self.workers))
+
+    @property
+    def encoder_rate(self) -> float | None:
+        return self.rates.encoders(len(self.workers))
 
 
-def job_seconds(timings: Iterable[Any], whole: float) -> dict[str, float]:
-    """A job's seconds by stage from its timings (stage, seconds); what they leave of ``whole`` is writing results. A stream encodes while
-    its heads train: that part is not the heads'."""
+def job_seconds(timings: Iterable[Any], whole: float | None, streamed: Mapping[str, float] | None = None) -> dict[str, float]:
+    """A job's seconds by stage from its timings (stage, seconds); what they leave of ``whole`` is writing results. ``streamed``: those of
+    its streams, which decode and encode while heads train: that part is not the heads'."""
     seconds: dict[str, float] = {}
     for timing in timings:
         stage = _OF_TIMINGS.get(timing.stage)
         if stage is not None:
             seconds[stage] = seconds.get(stage, 0.0) + timing.seconds
-    if "encode" in seconds:
-        seconds["head"] = max(0.0, seconds.get("head", 0.0) - seconds["encode"])
-    return {**seconds, "results": max(0.0, whole - sum(seconds.values()))}
+    streamed = streamed or {}
+    between = stream_seconds(streamed)
+    if between:
+        seconds["head"] = max(0.0, seconds.get("head", 0.0) - between)
+    if whole is not None:
+        seconds["results"] = max(0.0, whole - sum(seconds.values()) - between)
+    return {**seconds, **{stage: value for stage, value in streamed.items() if value}}
+
+
+def stream_seconds(streamed: Mapping[str, float]) -> float:
+    """What streams took of their job's time."""
+    return sum(value for stage, value in streamed.items() if stage in STAGES and stage not in BACKGROUND)
 
 
 def make_profile(reports: Iterable[UnitReport], workers: Sequence[str], busy: Sequence[float], wall: float) -> Profile:
     stages: dict[str, float] = {}
-    rows, loading, computing = 0, 0.0, 0.0
+    rates = Rates()
     for report in reports:
-        rows += report.counts.get("rows", 0)
+        rates.add(report)
         for stage, value in report.seconds.items():
-            if stage == "load":  # of the loader itself, also in the background
-                loading += value
-            elif stage == "compute":  # of the encoders themselves, also while the worker waits for images
-                computing += value
-            else:
+            if stage in STAGES:
                 stages[stage] = stages.get(stage, 0.0) + value
     return Profile(
         wall=wall,
         workers=tuple(workers),
         busy=tuple(busy),
         stages=stages,
-        rows=rows,
-        loader_rate=rows * len(workers) / loading if rows and loading else None,
-        encoder_rate=rows * len(workers) / computing if rows and computing else None,
+        rates=rates,
     )
 
 
@@ -114,7 +152,7 @@ def profile_record(profile: Profile) -> dict[str, Any]:
 
 
 def bound_line(profile: Profile) -> str | None:
-    """``loader-bound: the loader gives 812 img/s, the encoders take 5,210 img/s``; None when no pass was made."""
+    """``loader-bound: the loader gives 812 img/s, the encoders take 5,210 img/s``; None when no image was encoded."""
     if profile.bound is None:
         return None
     return f"{profile.bound}: the loader gives {profile.loader_rate:,.0f} img/s, the encoders take {profile.encoder_rate:,.0f} img/s"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from virb.plan.graph import Graph, Unit, UnitReport
 from virb.plan.jobs import Plan
+from virb.runner.profile import Rates
 
 _LINE_EVERY = 15.0  # seconds between progress lines without a terminal
 
@@ -20,6 +21,7 @@ class _Slot:
     done: int = 0
     total: int = 0
     since: float = 0.0
+    spent: UnitReport = field(default_factory=UnitReport)  # as far as the worker has told
 
     @property
     def fraction(self) -> float:
@@ -71,7 +73,8 @@ class Progress:
         self.rows_total = plan.rows_in_passes
         self.jobs_done = 0
         self.jobs_failed = 0
-        self.decode_seconds = self.encode_seconds = 0.0
+        self.reports: list[UnitReport] = []  # of all units that were begun, those that failed or were interrupted too
+        self.rates = Rates()
         self.busy = [0.0] * len(self.slots)  # seconds of each worker
 
     def started(self, slot: int, unit: Unit) -> None:
@@ -81,12 +84,18 @@ class Progress:
         here = self.slots[slot]
         here.phase, here.done, here.total = phase, done, total
 
-    def finished(self, slot: int, unit: Unit, report: UnitReport) -> None:
+    def spent(self, slot: int, unit: Unit, so_far: UnitReport) -> None:
+        self.slots[slot].spent = so_far
+
+    def _over(self, slot: int, report: UnitReport) -> None:
         self.busy[slot] += time.monotonic() - self.slots[slot].since
         self.slots[slot] = _Slot()
         self.rows += report.counts.get("rows", 0)
-        self.decode_seconds += report.seconds.get("decode", 0.0)
-        self.encode_seconds += report.seconds.get("encode", 0.0)
+        self.reports.append(report)
+        self.rates.add(report)
+
+    def finished(self, slot: int, unit: Unit, report: UnitReport) -> None:
+        self._over(slot, report)
         for note in report.notes:
             self.say(note)
         if unit.is_job:
@@ -96,8 +105,7 @@ class Progress:
     def failed(self, unit: Unit, reason: str) -> None:
         for number, slot in enumerate(self.slots):
             if slot.unit is unit:
-                self.busy[number] += time.monotonic() - slot.since
-                slot.unit = None
+                self._over(number, slot.spent)
         if not unit.is_job:
             return  # the jobs that needed it say so
         self.jobs_failed += 1
@@ -107,7 +115,11 @@ class Progress:
 
     def say(self, text: str) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run ends, be it by Ctrl-C: what is under way has cost what it has cost."""
+        for number, slot in enumerate(self.slots):
+            if slot.unit is not None:
+                self._over(number, slot.spent)
 
     def _count(self) -> str:
         return f"{self.jobs_done + self.jobs_failed}/{len(self.plan.to_do)}, left about {clock_text(self._left())}"
@@ -128,10 +140,8 @@ class Progress:
         return self._rows_now() / max(self.clock.elapsed, 1e-3)
 
     def _bound(self) -> str:
-        """Which stage the passes wait for, as far as they have reported."""
-        if self.decode_seconds + self.encode_seconds == 0:
-            return ""
-        return "loader-bound" if self.decode_seconds > self.encode_seconds else "encoder-bound"
+        """Which side is the slower, as far as units have ended."""
+        return self.rates.bound or ""
 
 
 class LineProgress(Progress):
@@ -178,6 +188,7 @@ class LiveProgress(Progress):
 
     def close(self) -> None:
         self._live.stop()
+        super().close()
 
     def _draw(self) -> Any:
         from rich.progress_bar import ProgressBar

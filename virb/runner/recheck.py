@@ -18,6 +18,7 @@ from virb.features.cache import FeatureCache, as_stored, slice_bounds
 from virb.features.decoded import DecodedImages
 from virb.features.feature_set import MappedRows
 from virb.features.inventory import StoredEntry, damaged_slices
+from virb.features.layout import place
 from virb.features.passes import PassOptions, encode
 from virb.plan.jobs import Draft
 from virb.plan.stores import possible_stores
@@ -48,7 +49,10 @@ def recheck(cache: FeatureCache, entries: Sequence[StoredEntry], draft: Draft | 
             again.append(entry)
         elif draft is not None and entry.key in pixels and entry.slices:
             list_id, geometry = pixels[entry.key]
-            yield _decode_again(cache, entry, draft.lists[list_id], geometry, n_rows)
+            try:
+                yield _decode_again(cache, entry, draft.lists[list_id], geometry, n_rows)
+            except ViRBError as error:
+                yield Finding(entry, "differs", f"it cannot be made again: {error}")
         else:
             yield Finding(entry, "read")
     if draft is None:
@@ -68,7 +72,7 @@ def _encode_again(cache: FeatureCache, entries: Sequence[StoredEntry], draft: Dr
         wanted = draft.entries[entry.key].wanted
         if encoder is None or name != wanted.encoder:
             name = wanted.encoder
-            encoder = load_encoder(draft.encoders[name].source, name=name, seed=draft.settings.seed).to(device)
+            encoder = place(load_encoder(draft.encoders[name].source, name=name, seed=draft.settings.seed), device)
         try:
             yield _compare(cache, entry, draft, encoder, device, n_rows)
         except ViRBError as error:
@@ -109,7 +113,7 @@ def _compare(cache: FeatureCache, entry: StoredEntry, draft: Draft, encoder: Enc
 def _decode_again(cache: FeatureCache, entry: StoredEntry, images: ImageList, geometry: Geometry, n_rows: int) -> Finding:
     """Decoded images are the same bits wherever they are decoded."""
     rows = _sample(cache, entry, n_rows)
-    stored = DecodedImages(cache, entry.key, entry.n_rows, geometry.size or (0, 0))
+    stored = DecodedImages(cache, entry.key, entry.n_rows, geometry.size or (0, 0), use=False)
     for batch in load_batches(images, rows, (geometry,), 32, on_bad_image="skip"):
         for row, pixels in zip(batch.rows.tolist(), batch.pixels[geometry], strict=True):
             found = stored.find(row)

@@ -15,7 +15,7 @@ from virb.features.cache import FeatureCache
 from virb.features.local_copies import local_copies
 from virb.features.uses import Use, tidy
 from virb.io import Held, Lease, can_write, clean_temporaries, make_folder
-from virb.plan.geometry import size_in_pixels
+from virb.plan.describe import geometry_names
 from virb.plan.graph import Graph, Unit
 from virb.plan.jobs import Draft, Job, Plan, RunSettings
 from virb.plan.stores import possible_stores
@@ -126,8 +126,8 @@ def _execute(plan: Plan, cache: FeatureCache, console: Any, texts: Mapping[str, 
         progress.close()
         summary.seconds = time.monotonic() - began
         summary.done = [plan.context.jobs[unit.payload] for key in graph.done if (unit := graph.units[key]).is_job]
-        summary.decoded = sum(report.counts.get("decoded", 0) for report in graph.done.values())
-        summary.profile = make_profile(graph.done.values(), progress.names, progress.busy, summary.seconds)
+        summary.decoded = sum(report.counts.get("decoded", 0) for report in progress.reports)
+        summary.profile = make_profile(progress.reports, progress.names, progress.busy, summary.seconds)
         finished = record.model_copy(
             update={
                 "done": [job.id for job in summary.done],
@@ -193,7 +193,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "jobs": [job.id for job in plan.to_do],
         "passes": plan.n_passes,
         "images_to_decode": plan.rows_to_decode,
-        "geometries": sorted({size_in_pixels(job.geometry.size) for job in plan.to_do}),
+        "geometries": sorted(geometry_names(plan.to_do)),
         "feature_bytes_new": plan.bytes_new,
         "feature_bytes_cached": plan.bytes_cached,
         "cache": str(plan.context.cache_folder),

@@ -46,7 +46,7 @@ class PixelStores:
 
     def bad(self, list_id: str) -> dict[int, str] | None:
         """The images that could not be decoded, where a store knows it of all."""
-        return next((images.bad() for images in self.kept(list_id).values() if images.is_complete()), None)
+        return next((bad for images in self.kept(list_id).values() if (bad := images.bad()) is not None), None)
 
     def _open(self, store: PixelStore) -> DecodedImages:
         return DecodedImages(self._cache, store.key, store.n_rows, store.geometry.size or (0, 0))

@@ -21,12 +21,13 @@ from virb.data.windows import WindowedImages
 from virb.encoders.base import Encoder
 from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
-from virb.features.cache import FeatureCache
+from virb.features.cache import DamagedSlices, FeatureCache
 from virb.features.feature_set import EncodedRows, MappedRows, Rows
 from virb.features.held import HeldEntries, HeldRows
-from virb.features.limits import encoder_limit, free_memory, weight_bytes
+from virb.features.layout import place
+from virb.features.limits import encoder_limit, weight_bytes, working_tier
 from virb.features.local_copies import bring, place_of
-from virb.features.passes import Memory, PassOptions, run_slice
+from virb.features.passes import Memory, PassOptions, PassReport, run_slice
 from virb.features.uses import remove_entries
 from virb.io import available_cores, make_folder
 from virb.metrics.base import find_metric
@@ -48,7 +49,7 @@ from virb.probes.base import (
     Settings,
     is_labelled,
 )
-from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, usable_samples
+from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, stream_batch, usable_samples
 from virb.probes.score import score_heads
 from virb.probes.selection import hold_out
 from virb.results import schema
@@ -57,7 +58,7 @@ from virb.runner.curves import Curves
 from virb.runner.devices import cores_of_worker, set_up
 from virb.runner.heads import given_heads
 from virb.runner.pictures import draw_panel
-from virb.runner.profile import job_seconds
+from virb.runner.profile import job_seconds, stream_seconds
 from virb.runner.records import JobFacts, report_role, write_outcome
 from virb.runner.stores import PixelStores
 from virb.tasks.resolve import get_probe
@@ -88,15 +89,31 @@ class _Doer:
         self._encoders: OrderedDict[str, Encoder] = OrderedDict()  # the one used last at the end
         self._limit = encoder_limit(settings.devices)
         self._opened: dict[str, MappedRows | HeldRows] = {}  # entries that the job at hand has read and checked, or has at hand
-        self._streaming = 0.0  # seconds that the job at hand spent on encoding what it read
+        self._decoded = 0  # DECODED when the unit at hand began
+        self._work = PassReport()  # of the pass at hand, or of the streams of the job at hand
+        self._facts: JobFacts | None = None  # of the job at hand
+        self._stage = "", 0.0  # which it is in, since when
 
     def __call__(self, unit: Unit, tell: Tell) -> UnitReport:
+        self._decoded, self._work, self._facts = DECODED.value, PassReport(), None
         if unit.kind == "release":
             return UnitReport(counts={"released": len(remove_entries(self.cache, unit.payload, except_by=self.context.use))})
-        before = DECODED.value
-        report = self._pass(unit.payload, tell) if unit.kind == "pass" else self._job_with_room(self.context.jobs[unit.payload], tell)
-        report.counts["decoded"] = DECODED.value - before  # streams decode in jobs
+        if unit.kind == "pass":
+            report = self._pass(unit.payload, tell, self._work, self.held)
+        else:
+            report = self._job_with_room(self.context.jobs[unit.payload], tell)
+        report.counts["decoded"] = DECODED.value - self._decoded  # streams decode in jobs
         return report
+
+    def spent(self) -> UnitReport:
+        """What the unit at hand has cost so far, whether it has failed, is interrupted or goes on."""
+        counts = {"decoded": DECODED.value - self._decoded}
+        if self._facts is None:
+            return UnitReport(counts={**counts, "rows": self._work.rows}, seconds=dict(self._work.seconds))
+        stage, began = self._stage
+        now = schema.Timing(stage=stage, seconds=time.perf_counter() - began)
+        seconds = job_seconds([*self._facts.timings, now], None, self._work.seconds)
+        return UnitReport(counts={**counts, "streamed": self._work.rows}, seconds=seconds)
 
     def encoder(self, name: str, together: Collection[str] = ()) -> Encoder:
         """The encoder on this worker's device, checked to be the one that was planned. As many are kept as the plan puts into one pass;
@@ -109,8 +126,8 @@ class _Doer:
         encoder = load_encoder(planned.source, name=name, seed=self.context.settings.seed)
         if encoder.spec.encoder_id != planned.spec.encoder_id:
             raise ViRBError(f"the weights of {name} changed since the run was planned; run the same command again")
-        self._encoders[name] = encoder.to(self.device)
-        return encoder
+        self._encoders[name] = place(encoder, self.device)
+        return self._encoders[name]
 
     def _make_room(self, needed: float, together: Collection[str]) -> None:
         held = {name: weight_bytes(self.context.encoders[name].spec) for name in self._encoders}
@@ -120,7 +137,7 @@ class _Doer:
             if name not in together:
                 del self._encoders[name]
 
-    def _pass(self, work: PassWork, tell: Tell) -> UnitReport:
+    def _pass(self, work: PassWork, tell: Tell, into: PassReport, held: HeldEntries | None = None) -> UnitReport:
         images = self.context.lists[work.list_id]
         wanted = [item for item in work.wanted if not self.cache.has_slice(item.key, work.start)]
         report = UnitReport()
@@ -152,12 +169,13 @@ class _Doer:
             lambda rows: tell("encoding" if wanted else "decoding", rows, total),
             self.memory,
             pixels,
-            self.held,
+            held,
+            into,
         )
         report.failed.update(done.failed)
         report.notes += done.notes
         report.counts = {"rows": done.rows if wanted else 0}
-        report.seconds = done.seconds if wanted else {**done.seconds, "load": 0.0}  # rates are those of images that encoders see
+        report.seconds = done.seconds
         return report
 
     def _job_with_room(self, job: Job, tell: Tell) -> UnitReport:
@@ -172,12 +190,13 @@ class _Doer:
 
     def _job(self, job: Job, tell: Tell) -> UnitReport:
         started, began = utc_now(), time.perf_counter()
-        entered, self._streaming = began, 0.0
+        entered, self._work, self._stage = began, PassReport(), ("read features", began)
         settings = self.context.settings
         scratch = make_folder(settings.out / ".jobs" / job.encoder / job.label / job.key[:16])
         curves = Curves(scratch.parent / "curves", list(job.task.configs))
         facts = JobFacts(job, self.context, str(self.device), started, curves=curves.folder)
         cores = cores_of_worker(settings.devices, len(self.context.jobs))
+        self._facts = facts
         context = Context(self.device, scratch, tell, curves.add, encoder=lambda: self.encoder(job.encoder), cores=cores)
         probe = None if job.heads else get_probe(job.task.probe)()
         self._opened = self._held_rows(job)
@@ -189,6 +208,7 @@ class _Doer:
                 roles = self._roles(job, chosen, facts)
                 facts.stage("read features", began)
                 began = time.perf_counter()
+                self._stage = "probe", began
                 heads, facts.job, facts.heads = given_heads(job)
                 outcome = score_heads(roles[REPORT], heads, replace(probe_settings, seeds=facts.job.task.seeds), context)
                 if outcome.selected_on != "val":
@@ -197,19 +217,23 @@ class _Doer:
                 roles = self._roles(job, chosen, facts)
                 facts.stage("read features", began)
                 began = time.perf_counter()
+                self._stage = "probe", began
                 outcome = probe.from_features(roles, probe_settings, context)
             elif probe.shape == "batches":
                 facts.streamed = True
+                self._stage = "probe", began
                 outcome = probe.from_batches(self.encoder(job.encoder), self._loaders(job, chosen), probe_settings, context)
             else:
                 facts.streamed = True
+                self._stage = "probe", began
                 outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
             if FIT in chosen:
                 lists = outcome.index_lists.items()
                 outcome.index_lists = {name: in_the_split(job.roles[FIT], chosen[FIT][positions]) for name, positions in lists}
             facts.stage("probe", began, outcome_epochs(outcome))
-            if self._streaming:
-                facts.timings.append(schema.Timing(stage="stream", seconds=round(self._streaming, 3)))
+            self._stage = "results", time.perf_counter()
+            if streaming := stream_seconds(self._work.seconds):
+                facts.timings.append(schema.Timing(stage="stream", seconds=round(streaming, 3), items=self._work.rows))
             self._draw(job, outcome, chosen, curves, facts)
             curves.close()  # before the record that says that everything is there
             self._add_pass_facts(job, facts)
@@ -222,8 +246,8 @@ class _Doer:
             curves.close()
             self._opened.clear()
         shutil.rmtree(scratch.parent, ignore_errors=True)
-        seconds = job_seconds(facts.timings, time.perf_counter() - entered)
-        return UnitReport(summary=summary, notes=list(self.memory.notes), seconds=seconds)
+        seconds = job_seconds(facts.timings, time.perf_counter() - entered, self._work.seconds)
+        return UnitReport(summary=summary, notes=list(self.memory.notes), counts={"streamed": self._work.rows}, seconds=seconds)
 
     def _draw(self, job: Job, outcome: Outcome, chosen: Mapping[str, np.ndarray], curves: Curves, facts: JobFacts) -> None:
         """What a few predictions look like, as a picture beside the results and in TensorBoard."""
@@ -291,12 +315,21 @@ class _Doer:
                 streams.setdefault(entry.wanted.geometry, []).append(entry)
         images = self.context.lists[plan.list_id]
         kept = self.pixels.kept(plan.list_id)
+        options = self._stream_options(job)
         for geometry, entries in streams.items():
             facts.streamed = True
             shapes = {entry.wanted.request: entry.row_shape for entry in entries}
-            rows = encoded_rows(images, geometry, shapes, self.encoder(job.encoder), self.device, self.options, self.memory, kept)
-            found.update({entry.key: replace(one, encode=self._timed(one.encode)) for entry, one in zip(entries, rows, strict=True)})
+            encoder = self.encoder(job.encoder)
+            rows = encoded_rows(images, geometry, shapes, encoder, self.device, options, self.memory, kept, self._work)
+            found.update({entry.key: one for entry, one in zip(entries, rows, strict=True)})
         return found
+
+    def _stream_options(self, job: Job) -> PassOptions:
+        """Streams of all roles encode as many images at once as a step of the job's training has."""
+        plan = job.roles.get(FIT) or job.roles[report_role(job)]
+        samples = job.task.batch_size if FIT in job.roles else job.task.test_batch_size
+        rows = samples * int(np.diff(plan.samples.row_offsets).max(initial=1))
+        return replace(self.options, batch_size=stream_batch(rows, self.options.batch_size))
 
     def _seen(self, job: Job, plan: RolePlan) -> Callable[[np.ndarray, np.ndarray], Seen] | None:
         """How the images of a role were seen, for tasks whose targets follow the pixels."""
@@ -313,18 +346,6 @@ class _Doer:
         size = (lambda row: stored.image_size(row if windows is None else windows.window_of(row)[0])) if cheap else None
         return lambda values, offsets: Seen(views, canvas, values, offsets, windows, size)
 
-    def _timed(self, encode: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
-        """Counts the seconds that a job spends on encoding what it reads."""
-
-        def timed(rows: np.ndarray) -> Any:
-            began = time.perf_counter()
-            try:
-                return encode(rows)
-            finally:
-                self._streaming += time.perf_counter() - began
-
-        return timed
-
     def _held_rows(self, job: Job) -> dict[str, MappedRows | HeldRows]:
         """The job's entries where the pass left all of them in memory; else it reads all of them from the cache."""
         needed = {key for plan in job.roles.values() for key in plan.entries if not self.context.entries[key].streamed}
@@ -334,8 +355,23 @@ class _Doer:
     def _mapped(self, key: str) -> MappedRows | HeldRows:
         """A whole entry, read and checked against its checksums once a job, whoever of its roles asks."""
         if key not in self._opened:
-            self._opened[key] = MappedRows(self.cache.slices(key, self.context.entries[key].n_rows))
+            entry = self.context.entries[key]
+            try:
+                slices = self.cache.slices(key, entry.n_rows)
+            except DamagedSlices:
+                self._make_again(entry)
+                slices = self.cache.slices(key, entry.n_rows)
+            self._opened[key] = MappedRows(slices)
         return self._opened[key]
+
+    def _make_again(self, entry: Entry) -> None:
+        """The slices that turned out to be damaged when a job read them: the plan took them for cached, so no pass makes them."""
+        missing = self.cache.missing_slices(entry.key, entry.n_rows)
+        for start, stop in missing:
+            report = self._pass(PassWork(entry.list_id, start, stop, (entry.wanted,)), lambda *_: None, PassReport())
+            if report.failed:
+                raise ViRBError(report.failed[entry.key])
+        self.memory.notes.append(f"features of {entry.wanted.encoder} were damaged on disk: {len(missing)} slices made again")
 
     def _add_pass_facts(self, job: Job, facts: JobFacts) -> None:
         """How the job's features were made: entries tell of it, whichever run made them, and streams were made just now."""
@@ -345,8 +381,9 @@ class _Doer:
             for stage, value in rows.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + value
             batches |= set(rows.batches)
+        streamed = self._stream_options(job).batch_size
         for entry in (self.context.entries[key] for plan in job.roles.values() for key in plan.entries):
-            if entry.streamed and (batch := self.memory.reduced(job.encoder, entry.wanted.geometry, self.options.batch_size)):
+            if entry.streamed and (batch := self.memory.reduced(job.encoder, entry.wanted.geometry, streamed)):
                 batches.add(batch)
         if batches:
             at_once, meant = min(batches)
@@ -366,16 +403,13 @@ class _Doer:
             facts.tier = "device" if self.device.type == "cuda" else "host"
             return facts.tier
         need = sum(view.nbytes for view in views)
-        if self.device.type == "cuda" and need < 0.5 * torch.cuda.mem_get_info(self.device)[0]:
-            tier = "device"
-        elif need < 0.5 * free_memory() / len(self.context.settings.devices):
-            tier = "host"
-        else:
-            tier = "mapped"
+        tier = working_tier(need, str(self.device), len(self.context.settings.devices))
         if tier == "mapped" and (folder := self.context.settings.local_cache) is not None:
+            needed = {key for plan in facts.job.roles.values() for key in plan.entries}
+            in_use = needed if len(self.context.settings.devices) == 1 else None  # other workers' jobs read copies, too
             for key, rows in self._opened.items():
                 if isinstance(rows, MappedRows) and any(view is rows for view in views):
-                    rows.move(partial(bring, key=key, place=place_of(folder, self.context.use)))
+                    rows.move(partial(bring, key=key, place=place_of(folder, self.context.use), in_use=in_use))
         order = ("device", "host", "mapped", "streamed")
         facts.tier = max((facts.tier or "device", tier), key=order.index)
         return tier

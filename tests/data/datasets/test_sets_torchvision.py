@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import scipy.io
@@ -9,7 +12,7 @@ from PIL import Image
 from sets_support import Palette, check_planted, shown, shown_by, write
 
 from virb.data.datasets import load_dataset
-from virb.errors import BadImage, UserError
+from virb.errors import BadImage, UnreadImage, UserError
 
 NAMES = ("apple pie", "baklava", "cake")
 palette = Palette(NAMES)
@@ -221,6 +224,15 @@ def test_pcam(tmp_path):
     copy = pickle.loads(pickle.dumps(images))
     assert (np.asarray(copy.read(2)) == np.asarray(images.read(2))).all()
     assert copy.identity() == images.identity() != dataset.lists["test"].identity()
+    for code, expected in ((None, BadImage), (errno.EIO, UnreadImage)):  # what the system could not read may be fine
+
+        def refuse(code: int | None = code) -> None:
+            raise OSError("no chunk") if code is None else OSError(code, os.strerror(code))
+
+        copy._array = refuse
+        with pytest.raises(BadImage, match="image 2 cannot be read") as caught:
+            copy.read(2)
+        assert type(caught.value) is expected
     other = tmp_path / "other"
     for part, n_labels in (("train", None), ("valid", None), ("test", 1)):
         put(part, [0, 1], n_labels, other)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from virb.data.datasets import register_dataset
 from virb.data.datasets.common import EXTENSIONS, Layout, another_version, check_classes, locate, read_json, some
-from virb.data.images import Dataset, FileImages, FrameImages, ImageList, Samples
+from virb.data.images import Dataset, FileImages, FrameImages, ImageList, Samples, absent_is_bad
 from virb.errors import BadImage, UserError
 
 N_FRAMES = 6
@@ -49,7 +49,8 @@ class SpacedFrames(FrameImages):
         from virb.data.video import frame_count, read_frame  # PyAV only where there are videos
 
         path = os.path.join(self.root, self.videos[self.video_of_row[i]])
-        n = frame_count(path)
+        with absent_is_bad(self, self.videos[self.video_of_row[i]]):
+            n = frame_count(path)
         if n == 0:
             raise BadImage(f"{path}: has no frames; delete it to leave this clip out")
         return read_frame(path, spaced(n, self.n_frames)[int(self.frame_of_row[i])])

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from virb.data.datasets.common import another_version, read_mat
-from virb.data.decode import DECODED
+from virb.data.decode import DECODED, bad_or_unread
 from virb.data.images import ImageList
 from virb.data.sequences import LazySequence, wrapped_index
-from virb.errors import BadImage, UserError
+from virb.errors import UserError
 
 LABELLED, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 _SPLIT_KEYS = {"train": "trainNdxs", "test": "testNdxs"}
@@ -32,7 +32,7 @@ class MatArray:
         try:
             return np.asarray(self._array()[number]).T
         except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-            raise BadImage(f"{self.path}: {self.key} of frame {number + 1} cannot be read ({error})") from error
+            raise bad_or_unread(error)(f"{self.path}: {self.key} of frame {number + 1} cannot be read ({error})") from error
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -12,10 +12,10 @@ from PIL import Image
 
 from virb.data.datasets import register_dataset
 from virb.data.datasets.common import Layout, another_version, check_classes, locate
-from virb.data.decode import DECODED
+from virb.data.decode import DECODED, bad_or_unread
 from virb.data.images import Dataset, ImageList, Samples
 from virb.data.sequences import LazySequence, wrapped_index
-from virb.errors import BadImage, UserError
+from virb.errors import UserError
 
 _FILE = "camelyonpatch_level_2_split_{}_{}.h5"
 _SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -38,7 +38,7 @@ class H5Images(ImageList):
         try:
             return Image.fromarray(self._array()[i])
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BadImage(f"{os.path.join(self.root, self.file)}: image {i} cannot be read ({error})") from error
+            raise bad_or_unread(error)(f"{os.path.join(self.root, self.file)}: image {i} cannot be read ({error})") from error
 
     def _array(self) -> Any:
         """The array of this process: an open file does not survive a fork."""
