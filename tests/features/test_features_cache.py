@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from virb.data.transforms import Geometry
+from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
 from virb.features import cache as cache_module
 from virb.features.cache import SLICE_ROWS, EntryRecord, FeatureCache, as_stored, slice_bounds
@@ -19,13 +21,15 @@ from virb.features.feature_set import MappedRows
 from virb.features.passes import Numerics
 from virb.io import hash_record, read_json
 
+ENCODER = load_encoder({"arch": "vit", "weights": "random", "args": {"width": 12, "depth": 1, "heads": 2, "patch_size": 8, "img_size": 16}})
+GEOMETRY = Geometry((32, 48), "squash", "none", 1.0, "bilinear", None)
 RECORD = EntryRecord(
     encoder_id="e" * 64,
     image_list_id="i" * 64,
     geometry={"size": [32, 48], "resize": "squash", "view": {"number": 0, "augment": "crop-flip", "seed": 0}, "decoder": "pillow"},
     normalisation={"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "channels": "rgb"},
     output="tokens[-1].mean",
-    numerics=Numerics("float32", "cpu").record(),
+    numerics=Numerics("float32", "cpu").record(ENCODER, GEOMETRY),
     format={"family": "vit", "format": 1},
 )
 KEY = RECORD.key
@@ -42,10 +46,10 @@ CHANGES = {
     "normalisation": [{**RECORD.normalisation, "std": [0.2, 0.2, 0.21]}, {**RECORD.normalisation, "channels": "bgr"}],
     "output": ["tokens[-1].max"],
     "numerics": [
-        Numerics("bfloat16", "cpu").record(),
-        Numerics("float32", "cuda").record(),
-        Numerics("float32", "cpu", compile=True).record(),
-        Numerics("float32", "cuda", compile=True).record(),
+        Numerics("bfloat16", "cpu").record(ENCODER, GEOMETRY),
+        Numerics("float32", "cuda").record(ENCODER, GEOMETRY),
+        Numerics("float32", "cpu", compile=True).record(ENCODER, GEOMETRY),
+        Numerics("float32", "cuda", compile=True).record(ENCODER, GEOMETRY),
         {**RECORD.numerics, "storage": "float32"},
     ],
     "format": [{"family": "vit", "format": 2}, {"family": "resnet", "format": 1}],
