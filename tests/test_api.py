@@ -138,6 +138,17 @@ def test_run_with_files_and_with_ids(capsys: pytest.CaptureFixture[str]) -> None
     assert [problem.key for problem in failure.value.problems] == ["NYUDepth"]
 
 
+def test_a_glob_is_an_encoder_per_file() -> None:
+    small = {"arch": "vit_tiny", "args": {"depth": 1, "patch_size": 8, "img_size": 16}}
+    network = virb.load_encoder({**small, "weights": "random"}).network
+    for step in (0, 20):
+        torch.save(network.state_dict(), f"checkpoint{step:04}.pth")
+    results = virb.run(
+        {"mine": {**small, "weights": "checkpoint*.pth"}}, {"a": {"task": "digits", "probe": "knn"}}, devices="cpu:1", progress=False
+    )
+    assert results.done == ("mine@0000/a", "mine@0020/a")
+
+
 def test_every_mistake_of_run_at_once() -> None:
     with pytest.raises(ConfigError) as failure:
         virb.run(

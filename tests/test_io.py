@@ -120,8 +120,9 @@ def test_a_full_disk_in_the_middle_of_a_write(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ViRBError, match="file"):
-        make_folder(tmp_path / "file" / "below")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="a file is in its way"):
+            make_folder(place)
 
     def fail(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -14,8 +14,9 @@ import torch
 from virb.config import (
     EncoderConfig,
     TaskConfig,
+    UniqueNames,
     Where,
-    encoder_config_from_mapping,
+    encoder_configs_from_mapping,
     load_experiment_list,
     load_task_configs,
     task_config_from_mapping,
@@ -131,7 +132,8 @@ def run(
 ) -> Results:
     """Runs encoders on tasks and adds the results to ``out``; what is done already is not done again.
 
-    ``experiments``: names to encoders (anything ``load_encoder`` takes, networks included), or an experiment-list file.
+    ``experiments``: names to encoders (anything ``load_encoder`` takes, networks included; a glob is one encoder per file), or an
+    experiment-list file.
     ``tasks``: task ids, a mapping of labels to the keys of a task config, or a task-config file. ``options`` are those of the command
     line (``seed``, ``protocol``, ``input_size``, ``compile``, ``force``, ``no_cache``, ``cache_dir``, ``local_cache``, ``cache_budget``,
     ``data_root``, ``num_workers``, ``keep_heads``). Every mistake in what is given is in one ConfigError, and nothing is run.
@@ -170,12 +172,13 @@ def _encoders(experiments: Any, words: TaskVocabulary, problems: list[Problem], 
     if not isinstance(experiments, Mapping):
         raise UserError(f"experiments: expected a mapping of names to encoders, or a file, but got {type(experiments).__name__}")
     encoders: list[EncoderConfig | InMemory] = []
+    names = UniqueNames()
     for name, what in experiments.items():
         if isinstance(what, torch.nn.Module):
             encoders.append(InMemory(str(name), what, Where("<python>", 0, str(name))))
             continue
         try:
-            encoders.append(encoder_config_from_mapping(str(name), what, words))
+            encoders += encoder_configs_from_mapping(str(name), what, words, names=names)
         except ConfigError as error:
             problems += error.problems
     return encoders

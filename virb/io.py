@@ -39,7 +39,10 @@ def writing(path: Path) -> Iterator[None]:
 
 def make_folder(path: Path) -> Path:
     with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{path} cannot be made: a file is in its way; choose another folder") from error
     return path
 
 

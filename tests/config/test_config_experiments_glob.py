@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from virb.config import load_experiment_list
+from virb.config import (
+    UniqueNames,
+    encoder_config_from_mapping,
+    encoder_configs_from_mapping,
+    encoder_from_arguments,
+    load_experiment_list,
+)
+from virb.errors import ConfigError, UserError
 from virb.tasks.vocabulary import TaskVocabulary
 
 
@@ -63,3 +70,19 @@ def test_nothing_matches(runs: Path) -> None:
 def test_names_that_meet_are_told(runs: Path) -> None:
     problems = load(runs, f"mine: '{runs}/a/checkpoint*.pth'\nmine@0020: '{runs}/b/checkpoint0003.pth'\n").problems
     assert any("given twice" in problem.message for problem in problems)
+
+
+def test_python_and_the_command_line_know_globs_as_files_do(runs: Path) -> None:
+    words, pattern = TaskVocabulary(()), f"{runs}/a/checkpoint0*.pth"
+    listed = load(runs, f"mine: {{weights: '{pattern}', checkpoint_key: student}}\n").checked()
+    assert encoder_configs_from_mapping("mine", {"weights": pattern, "checkpoint_key": "student"}, words) == listed
+    assert [encoder.name for encoder in encoder_configs_from_mapping("mine", pattern, words)] == ["mine@0000", "mine@0020"]
+    assert [encoder.name for encoder in encoder_from_arguments("mine", pattern, words).checked()] == ["mine@0000", "mine@0020"]
+    with pytest.raises(ConfigError, match="no file matches"):
+        encoder_configs_from_mapping("mine", f"{runs}/a/x*.pth", words)
+    with pytest.raises(UserError, match="mine: 2 files match"):
+        encoder_config_from_mapping("mine", pattern, words)
+    names = UniqueNames()
+    encoder_configs_from_mapping("mine@0020", str(runs / "a" / "checkpoint.pth"), words, names=names)
+    with pytest.raises(ConfigError, match="mine@0020 is given twice"):
+        encoder_configs_from_mapping("mine", pattern, words, names=names)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_the_encoder_reader_takes_the_teacher_and_says_where_it_is_from(trained:
     encoder = load_encoder(str(trained / "checkpoint0000.pth"))
     saved = torch.load(trained / "checkpoint0000.pth", weights_only=True)
     assert torch.equal(encoder.network.state_dict()["blocks.0.attn.qkv.weight"], saved["teacher"]["backbone.blocks.0.attn.qkv.weight"])
-    assert dict(encoder.spec.training) == {"method": "dino", "step": 5, "epoch": 1, "recipe": "recipe"}
+    assert dict(encoder.spec.training) == {"method": "dino", "step": 5, "epoch": 1, "recipe": "recipe", "data": "digits"}
     assert "trained by dino, step 5, epoch 1, recipe recipe" in encoder.spec.source
     assert main(["convert", str(trained / "checkpoint0000.pth"), str(tmp_path / "backbone.safetensors")]) == 0
     again = load_encoder(str(tmp_path / "backbone.safetensors"))
@@ -130,6 +131,15 @@ def test_init_from(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "has 2 epochs already" in capsys.readouterr().err
     assert main(flags(tmp_path / "no", init_from=tmp_path / "backbone.safetensors", init_optimizer="true")) == 2
     assert "has no optimizer" in capsys.readouterr().err
+    for optimizer in ("sgd", "lars"):
+        assert main(flags(tmp_path / "no", init_from=full, init_optimizer="true", optimizer=optimizer)) == 2
+        assert f"its optimizer does not fit {optimizer} of these networks (it is of another kind" in capsys.readouterr().err
+    assert main(["pretrain", "patchwise", *flags(tmp_path / "no", init_from=full)[2:]]) == 2
+    error = capsys.readouterr().err
+    assert "center is 1 x 32 in the file, 1 x 5 x 32 here" in error
+    assert error.count("\n") == 2
+    assert "init_center: false" in error
+    assert main(["pretrain", "patchwise", *flags(tmp_path / "patchwise", init_from=full, init_center="false", **frozen)[2:]]) == 0
 
 
 def test_a_checkpoint_of_the_original_is_resumed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +229,7 @@ def test_mistakes_in_the_command(arguments: list[str], words: str, capsys: pytes
         ({"batch_size_per_gpu": 2000}, "a step takes 2,000 images (batch_size_per_gpu 2000), but there are only 1,438"),
         ({"arch": "vit_smal", "embed_dim": "null", "depth": "null", "num_heads": "null"}, "did you mean vit_small"),
         ({"init_from": "nowhere.pth"}, "nowhere.pth does not exist"),
-        ({"probe": "nowhere.yaml"}, "nowhere.yaml does not exist"),
+        ({"probe": "nowhere.yaml"}, "nowhere.yaml    does not exist"),
         ({"knn_every": 1, "knn_data": "nowhere"}, "nowhere does not exist"),
         ({"device": "cuda:7"}, "cuda:7 is not there"),
     ],
@@ -227,6 +237,13 @@ def test_mistakes_in_the_command(arguments: list[str], words: str, capsys: pytes
 def test_what_cannot_be_trained(keys: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags(tmp_path / "run", **keys)) == 2
     assert words in capsys.readouterr().err
+
+
+def test_mistakes_of_the_probe_are_told_before_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tasks.yaml").write_text("a: {task: digitz}\n")
+    assert main(flags(tmp_path / "run", probe=tmp_path / "tasks.yaml")) == 2
+    assert "did you mean digits?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_folders_that_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,6 +326,25 @@ def test_two_torchrun_ranks_equal_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ranks_save_and_end_when_torchrun_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main.py"]
+    with open(tmp_path / "log", "w") as log:
+        more = dict(epochs=500, batch_size_per_gpu=60, num_workers=1)
+        torchrun = subprocess.Popen([*command, *flags(tmp_path / "run", **more)], cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run" / "log.txt").exists() and torchrun.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    torchrun.kill()
+    torchrun.wait()
+    while (tmp_path / "run" / ".lease").exists() and time.monotonic() < deadline:  # the first rank gives it back when it ends
+        time.sleep(0.1)
+    told = (tmp_path / "log").read_text()
+    assert not (tmp_path / "run" / ".lease").exists(), told
+    assert "stopped by SIGTERM after step" in told or "stops: torchrun was lost" in told, told  # the latter where an epoch has just ended
+    assert 0 < torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=True)["virb"]["step"] < 500 * 11
+
+
+@pytest.mark.slow
 def test_probes_and_a_glob_of_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import virb
 
@@ -331,4 +367,4 @@ def test_probes_and_a_glob_of_checkpoints(tmp_path: Path, capsys: pytest.Capture
     assert list(table["encoder"]) == ["mine@0000", "mine@0001"]
     assert list(table["encoder_step"]) == [5, 10]
     record = json.loads((out / "mine@0001" / "digits_knn" / "job.json").read_text())
-    assert record["encoder"]["meta"] == {"method": "dino", "step": 10, "epoch": 2, "series": "mine", "checkpoint": "0001"}
+    assert record["encoder"]["meta"] == {"method": "dino", "step": 10, "epoch": 2, "data": "digits", "series": "mine", "checkpoint": "0001"}

@@ -32,7 +32,8 @@ def train_here(method: str, values: Mapping[str, Any], recipe: str, keep_going_o
     keys = {name: value for name, value in values.items() if name not in ("output_dir",)}
     options = options_for(values["output_dir"], **keys)
     ranks = join("cpu")
-    summary = train(Tiny(options), options, TinyData(26, pause=0.2), ranks, recipe=recipe, keep_going_on_term=keep_going_on_term)
+    pause = 0.0 if (Path(options.output_dir) / "checkpoint.pth").exists() else 0.3  # time enough to be interrupted
+    summary = train(Tiny(options), options, TinyData(26, pause=pause), ranks, recipe=recipe, keep_going_on_term=keep_going_on_term)
     ranks.close()
     return 128 + summary.stopped if summary.stopped else 0
 
@@ -62,6 +63,7 @@ def test_parameters_have_the_meaning_of_the_original_flags(tmp_path: Path) -> No
         "mem_gb": 320,
         "timeout_min": 2800,
         "slurm_signal_delay_s": 120,
+        "slurm_additional_parameters": {"requeue": True},
         "slurm_partition": "gpu",
         "slurm_comment": "for a deadline",
         "slurm_constraint": "volta32gb",
@@ -83,9 +85,9 @@ def test_a_job_is_preempted_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 
     handle = submitit.local.local.LocalJob(folder, job, tasks=[0, 1])
     output = tmp_path / "runs" / job
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     while not (output / "log.txt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = (path / "stat").read_text().rpartition(")")[2].split()[1]

@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from virb.data.images import ImageList
+from virb.data.images import ArrayImages, ImageList
 from virb.errors import BadImage, UserError, ViRBError
 from virb.pretraining import loading
 from virb.pretraining.augment import augment_pil, draw, normalize
+from virb.pretraining.data import JoinedImages
 from virb.pretraining.engine import BatchPlan
 from virb.pretraining.loading import Store, ViewSource
 from virb.pretraining.methods import CropRecipe, Views, ViewSpec
@@ -144,7 +148,7 @@ def test_small_images_are_kept_decoded() -> None:
     images.reads.clear()
     kept = list(source.batches(plan(epochs=3)))
     assert {images.reads[i] for i in range(0, 40, 2)} == {1}
-    assert {images.reads[i] for i in range(1, 40, 2)} == {3}  # not of the first image's size
+    assert {images.reads[i] for i in range(1, 40, 2)} == {3}  # larger than the first image
     source._store = None
     assert all(map(equal, kept, source.batches(plan(epochs=3))))
     assert Store.of(images, budget=40 * 20 * 24 * 3 - 1) is None
@@ -155,8 +159,22 @@ def test_processes_share_what_is_kept() -> None:
     source = ViewSource(images, SPEC, workers=2)
     assert source._store is not None
     list(source.batches(plan(epochs=1)))
-    assert source._store.filled.tolist() == [1, 0] * 20
-    assert np.array_equal(source._store.images[4], np.array(images.read(4)))
+    assert [source._store.get(row) is not None for row in range(40)] == [True, False] * 20
+    assert np.array_equal(source._store.get(4), np.array(images.read(4)))
+
+
+def test_images_of_joined_lists_are_kept_in_their_own_sizes() -> None:
+    small = ArrayImages("small", np.arange(2 * 8 * 6, dtype=np.uint8).reshape(2, 8, 6), ["a", "b"])
+    joined = JoinedImages("both", [small, Pictures(n=4)])
+    store = Store.of(joined)
+    assert store is not None
+    for row in range(6):
+        assert store.get(row) is None
+        store.put(row, np.array(joined.read(row)))
+    kept = [store.get(row) for row in range(6)]
+    assert [None if pixels is None else pixels.shape for pixels in kept] == [(8, 6, 3)] * 2 + [(20, 24, 3), None] * 2
+    for row in (0, 1, 2, 4):
+        assert np.array_equal(kept[row], np.array(joined.read(row)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -231,6 +249,42 @@ def test_an_end_in_the_middle_of_sending_is_a_death(error: type[Exception], monk
         list(ViewSource(Pictures(), SPEC, workers=1).batches(plan(epochs=1)))
 
 
+ENDLESS = """
+import multiprocessing, sys, time
+sys.path.insert(0, sys.argv[1])
+from test_pretraining_loading import SPEC, Pictures, loading, plan
+loading.available_cores = lambda: 2
+batches = loading.ViewSource(Pictures(n=300), SPEC, workers=2).batches(plan(batch=300, n=300, epochs=1000))  # more than a pipe holds
+for _ in range(3):
+    next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are not listed here")
+def test_no_process_and_no_file_is_left_when_the_training_is_killed(tmp_path: Path) -> None:
+    """Workers that wait for ever to hand on a batch find out by themselves."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", ENDLESS, str(Path(__file__).parent)]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert training.stdout is not None
+    workers = [Path("/proc") / pid for pid in training.stdout.readline().split()]
+    time.sleep(1)
+    assert len(workers) == 2
+    assert all(path.exists() for path in workers)
+    training.kill()
+    training.wait()
+    deadline = time.monotonic() + 5
+    while (any(path.exists() for path in workers) or any(tmp_path.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [int(path.name) for path in workers if path.exists()]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert not list(tmp_path.iterdir())
+
+
 def test_wishes_to_stop_are_not_for_the_workers() -> None:
     batches = ViewSource(Pictures(n=400), SPEC, workers=1).batches(plan(n=400, epochs=5))
     next(batches)
@@ -261,6 +315,10 @@ def test_little_shared_memory_means_fewer_processes(monkeypatch: pytest.MonkeyPa
         free = SimpleNamespace(free=batches * per_batch)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: free)
         assert ViewSource(Pictures(), SPEC, workers=2)._fitting(plan()) == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two ranks share it
+    monkeypatch.setattr(loading, "available_cores", lambda: 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8 * per_batch))
+    assert ViewSource(Pictures(), SPEC, workers=2)._fitting(plan()) == 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert len(list(ViewSource(Pictures(), SPEC, workers=2).batches(plan(epochs=1)))) == 10
 

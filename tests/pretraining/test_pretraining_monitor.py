@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,12 +161,15 @@ def test_dino_beats_its_own_random_start(tmp_path: Path) -> None:
 
     from virb.cli import main
 
+    # Views that have much in common, and batch norm against outputs that are all alike: small nets on few images collapse otherwise.
+    keys: dict[str, Any] = dict(
+        embed_dim=48, num_heads=3, patch_size=4, local_crops_number=2, global_crops_scale=(0.6, 1.0), local_crops_scale=(0.3, 0.6),
+        flip_p=0.0, jitter_p=0.5, grayscale_p=0.0, blur_p=(0.0, 0.0, 0.0), solarize_p=0.0, drop_path_rate=0.0, use_bn_in_head="true",
+        out_dim=256, head_hidden_dim=128, head_bottleneck_dim=32, batch_size_per_gpu=64, momentum_teacher=0.98,
+        warmup_epochs=2, min_lr=0.0, weight_decay_end=0.04, knn_every=20,
+    )  # fmt: skip
     scores = []
-    for name, rate in (("still", 0.0), ("trained", 0.002)):
-        more = dict(
-            lr=rate, min_lr=0.0, weight_decay=0.0, weight_decay_end=0.0, epochs=12, batch_size_per_gpu=64, knn_every=12, patch_size=4
-        )
-        more |= dict(embed_dim=48, num_heads=3, global_crops_scale=(0.4, 1.0), out_dim=256, momentum_teacher=0.98, flip_p=0.0)
-        assert main(flags(tmp_path / name, **more)) == 0
+    for name, rate, epochs in (("still", 0.0, 1), ("trained", 0.004, 20)):
+        assert main(flags(tmp_path / name, lr=rate, epochs=epochs, **keys)) == 0
         scores.append(json.loads((tmp_path / name / "log.txt").read_text().splitlines()[-1])["knn_top1"])
-    assert scores[1] > scores[0] + 5, scores
+    assert scores[1] > scores[0] + 10, scores

@@ -172,6 +172,7 @@ def test_timm_convnet_with_drop_path() -> None:
         (BackboneConfig("resnet18", 16, (32,), depth=3), False, "resnet18 has its own size"),
         (BackboneConfig("resnet18", 16, (32,)), True, "resnet18 has no .CLS. and patch tokens"),
         (BackboneConfig("timm:resnet18", 16, (32,)), True, "resnet18 has no .CLS. and patch tokens"),
+        (BackboneConfig("timm:vit_tiny_patch16_224", 8, (32,)), True, "makes 4 patches of a view of 32 x 32 pixels.*set patch_size to 16"),
         (BackboneConfig("vit_b_32", 32, (64,)), False, "vit_b_32 cannot take views of 64 x 64 pixels"),
     ],
 )

@@ -111,6 +111,9 @@ def test_every_key_is_described() -> None:
         keys = describe_keys(options_of(method), "method")
         assert [item.name for item in keys if not item.text] == []
         assert {item.name for item in keys} == set(options_of(method).model_fields)
+    kinds = {item.name: item.kind for item in keys}
+    names = ("squash", "cls_weight", "resume", "blur_p", "partition", "optimizer")
+    assert [kinds[name] for name in names] == [int, float, bool, float, str, str]
 
 
 def test_changes_leave_out_what_does_not_matter() -> None:

@@ -110,6 +110,7 @@ def test_views_that_do_not_meet_are_told(image: Path, tmp_path: Path, capsys: py
         (["--squash", "0"], "0 x 0 pixels"),
         (["--out", "picture.txt"], "PNG"),
         (["--matching", "best"], "best"),
+        (["--min_overlap", "2"], "is 2; expected a share from 0 to 1"),
     ],
 )
 def test_mistakes(

@@ -33,6 +33,12 @@ _HEADINGS = {
     "monitoring": "monitoring",
     "slurm": "slurm",
 }
+# A probe ends with the training: it would be in the way of the one that goes on.
+_CHILD = """import os, sys
+from virb.cli import main
+from virb.processes import when_parent_ends
+when_parent_ends(lambda: os._exit(1), parent=int(sys.argv.pop(1)))
+sys.exit(main())"""
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK")
 
 
@@ -43,12 +49,11 @@ def pretrain(arguments: Sequence[str]) -> int:
     if arguments[0].startswith("-"):
         raise UsageError(f"virb pretrain: name the method first: virb pretrain METHOD {arguments[0]} ... (methods: {', '.join(_names())})")
     from virb.pretraining.catalogue import option_sources
-    from virb.pretraining.options import describe_keys, from_flags, make_options, options_of, plain, read_config
+    from virb.pretraining.options import from_flags, make_options, options_of, plain, read_config
 
     source = option_sources(arguments[0])
     record = options_of(source)
-    parser = _parser(source.name, describe_keys(record, "method"), source.aliases)
-    given = vars(parser.parse_args([_flag(argument) for argument in arguments[1:]]))
+    given = vars(method_parser(source.name).parse_args([_flag(argument) for argument in arguments[1:]]))
     config: Path | None = given.pop("config", None)
     for name in ("parser", "debug"):
         given.pop(name, None)
@@ -117,7 +122,8 @@ def _train(method_name: str, options: EngineOptions, recipe: str, keep_going_on_
 def _tell_start(name: str, options: EngineOptions, images: int, ranks: Ranks, console: Any) -> None:
     joint = options.batch_size_per_gpu * options.accumulation_steps * ranks.world
     devices = f"{ranks.world} x {ranks.device.type}" if ranks.world > 1 else str(ranks.device)
-    say(f"{name}   {images:,} images   {devices}   {joint:,} images per step   {options.epochs} epochs   -> {options.output_dir}", console)
+    epochs = f"{options.epochs} epoch{'s' * (options.epochs != 1)}"
+    say(f"{name}   {images:,} images   {devices}   {joint:,} images per step   {epochs}   -> {options.output_dir}", console)
 
 
 class Probes:
@@ -125,12 +131,15 @@ class Probes:
     the training goes on."""
 
     def __init__(self, options: EngineOptions, ranks: Ranks, console: Any) -> None:
+        from virb.config import load_task_configs
+        from virb.encoders.load import encoder_names
+        from virb.tasks.vocabulary import TaskVocabulary
+
         self._tasks, self._every = Path(str(options.probe)), options.every
         self._out = Path(options.output_dir).expanduser() / "probes"
         self._device, self._console = str(ranks.device), console
         self._epochs = options.epochs
-        if not self._tasks.exists():
-            raise UserError(f"probe: {self._tasks} does not exist")
+        load_task_configs(self._tasks, TaskVocabulary(encoder_names())).checked()  # its mistakes are told before the training
 
     def __call__(self, checkpoint: Path, epochs: int, stopping: Callable[[], bool]) -> None:
         if epochs % self._every and epochs != self._epochs:
@@ -138,7 +147,7 @@ class Probes:
         name = f"epoch{epochs:04}"
         log = self._out / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", "import sys; from virb.cli import main; sys.exit(main())", "run", "--name", name]
+        command = [sys.executable, "-c", _CHILD, str(os.getpid()), "run", "--name", name]
         command += [
             "--encoder_weights",
             str(checkpoint),
@@ -165,7 +174,7 @@ class Probes:
                     process.terminate()
                     process.wait()
         if process.returncode:
-            say(f"the probe after {epochs} epochs failed (exit code {process.returncode}); see {log}", self._console)
+            say(f"the probe after epoch {epochs} failed (exit code {process.returncode}); see {log}", self._console)
             return
         for line in self._table(name):
             say(f"probe   {line}", self._console)
@@ -201,7 +210,12 @@ def _own_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
-def _parser(method: str, keys: Sequence[KeyHelp], aliases: Mapping[str, str]) -> argparse.ArgumentParser:
+def method_parser(method: str) -> argparse.ArgumentParser:
+    """All flags of a method, in the groups that ``--help`` shows (the documentation, too)."""
+    from virb.pretraining.catalogue import option_sources
+    from virb.pretraining.options import describe_keys, options_of
+
+    source = option_sources(method)
     parser = make_subparser(f"virb pretrain {method}", f"{ABOUT['pretrain']} Keys of {method}, with their defaults:", None)
     parser.usage = "%(prog)s [--config FILE] [--KEY VALUE ...]"
     parser.set_defaults(parser=parser)
@@ -209,18 +223,16 @@ def _parser(method: str, keys: Sequence[KeyHelp], aliases: Mapping[str, str]) ->
     groups: dict[str, Any] = {"method": parser.add_argument_group(method)}
     for heading, title in _HEADINGS.items():
         groups[heading] = parser.add_argument_group(title)
-    for item in keys:
-        others = [f"--{alias}" for alias, target in aliases.items() if target == item.name]
-        several: dict[str, Any] = (
-            {"nargs": "+"} if item.several else {"nargs": "?", "const": "true"} if isinstance(item.default, bool) else {}
-        )
+    for item in describe_keys(options_of(source), "method"):
+        others = [f"--{alias}" for alias, target in source.aliases.items() if target == item.name]
+        several: dict[str, Any] = {"nargs": "+"} if item.several else {"nargs": "?", "const": "true"} if item.kind is bool else {}
         groups[item.group].add_argument(
             f"--{item.name}",
             *others,
             dest=item.name,
             default=argparse.SUPPRESS,
             metavar=_metavar(item),
-            help=f"{item.text} (default: {_shown(item.default)})".replace("%", "%%"),
+            help=(item.text if item.default is None else f"{item.text} (default: {_shown(item.default)})").replace("%", "%%"),
             **several,
         )
     return parser
@@ -229,9 +241,7 @@ def _parser(method: str, keys: Sequence[KeyHelp], aliases: Mapping[str, str]) ->
 def _metavar(item: KeyHelp) -> str:
     if item.choices:
         return "{" + ",".join(item.choices) + "}"
-    kinds = {bool: "BOOL", int: "N", float: "X"}
-    sample = item.default[0] if isinstance(item.default, tuple) and item.default else item.default
-    return kinds.get(type(sample), "VALUE")
+    return {bool: "BOOL", int: "N", float: "X"}.get(item.kind, "TEXT")
 
 
 def _shown(value: Any) -> str:
@@ -239,7 +249,7 @@ def _shown(value: Any) -> str:
         return " ".join(map(_shown, value))
     if isinstance(value, bool):
         return "true" if value else "false"
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value) or "empty"
+    return f"{value:g}" if isinstance(value, float) else str(value) or "empty"
 
 
 def _flag(argument: str) -> str:

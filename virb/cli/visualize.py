@@ -51,6 +51,7 @@ def _match(options: argparse.Namespace) -> int:
     for line in columns(rows):
         say(line)
     if not len(matched.pairs):
-        note("the views do not overlap: they are compared by [CLS] alone; another --seed draws others")
+        why = "no two patches share so much" if options.min_overlap else "the views do not overlap"
+        note(f"{why}: they are compared by [CLS] alone; another --seed draws others")
     say(f"{len(matched.pairs)} pairs of patches (counted from 1, row by row; 0 is [CLS]) -> {out}")
     return 0

@@ -16,7 +16,7 @@ from virb.config.names import UniqueNames, check_encoder_name
 from virb.config.records import NETWORKS, WEIGHT_WORDS, EncoderConfig, EncoderKeys, is_url
 from virb.config.tree import KeyPath, Report, Tree, Where, from_python
 from virb.config.vocabulary import Vocabulary
-from virb.errors import ConfigError, did_you_mean, nearest
+from virb.errors import ConfigError, UserError, did_you_mean, nearest
 
 _OWN_WEIGHTS = tuple(key for key in NETWORKS if key not in ("arch", "module"))  # networks that bring their weights
 _PREFIXES = tuple(f"{key}:" for key in _OWN_WEIGHTS)  # timm:NAME, hub:..., in place of a path
@@ -37,33 +37,54 @@ def load_experiment_list(
             problems.add(tree.where(), f"expected a mapping of encoder names to weights, got {describe(tree.data)}")
             continue
         for name in tree.data:
-            for one in _each_file(name, tree, check_paths, problems):
-                encoder = _encoder(name, tree, vocabulary, check_paths, problems, one)
-                names.add(one.name if one else name, tree.where((name,)), problems)
-                if encoder is not None:
-                    encoders.append(encoder)
+            encoders += _encoders(name, tree, vocabulary, check_paths, problems, names)
     return Loaded(tuple(encoders), tuple(problems), tuple(warnings), texts)
 
 
 def encoder_from_arguments(
     name: str | None, weights: str | None, vocabulary: Vocabulary, *, check_paths: bool = True
 ) -> Loaded[EncoderConfig]:
-    """The one encoder of ``--name`` and ``--encoder_weights``; no or empty weights are the supervised ResNet-50, as in ViRB 2021."""
+    """The encoder of ``--name`` and ``--encoder_weights`` (several, where that is a glob); no or empty weights are the supervised
+    ResNet-50, as in ViRB 2021."""
     report = Report()
     if not name:
         report.add(Where(COMMAND_LINE, 0, "--name"), "is missing: give an experiment list, or a name for the encoder")
         return Loaded((), tuple(report))
-    encoder = _encoder(name, from_python(weights, (name,), COMMAND_LINE, report), vocabulary, check_paths, report)
-    return Loaded((encoder,) if encoder is not None and not len(report) else (), tuple(report))
+    encoders = _encoders(name, from_python(weights, (name,), COMMAND_LINE, report), vocabulary, check_paths, report, UniqueNames())
+    return Loaded(tuple(encoders) if not len(report) else (), tuple(report))
 
 
 def encoder_config_from_mapping(name: str, value: Any, vocabulary: Vocabulary, *, check_paths: bool = True) -> EncoderConfig:
     """An encoder given in Python as in an experiment list (a path, a mapping, None); ConfigError names all mistakes."""
+    found = encoder_configs_from_mapping(name, value, vocabulary, check_paths=check_paths)
+    if len(found) > 1:
+        raise UserError(f"{name}: {len(found)} files match; name one of them")
+    return found[0]
+
+
+def encoder_configs_from_mapping(
+    name: str, value: Any, vocabulary: Vocabulary, *, check_paths: bool = True, names: UniqueNames | None = None
+) -> tuple[EncoderConfig, ...]:
+    """The same where ``weights`` may be a glob: one encoder per file. ``names``: those that other entries have."""
     report = Report()
-    encoder = _encoder(name, from_python(value, (name,), "<python>", report), vocabulary, check_paths, report)
-    if encoder is None or len(report):
+    tree = from_python(value, (name,), "<python>", report)
+    found = _encoders(name, tree, vocabulary, check_paths, report, names or UniqueNames())
+    if len(report):
         raise ConfigError(tuple(report))
-    return encoder
+    return tuple(found)
+
+
+def _encoders(
+    name: str, tree: Tree, vocabulary: Vocabulary, check_paths: bool, problems: Report, names: UniqueNames
+) -> list[EncoderConfig]:
+    """Of one entry: those without mistakes."""
+    found = []
+    for one in _each_file(name, tree, check_paths, problems):
+        encoder = _encoder(name, tree, vocabulary, check_paths, problems, one)
+        names.add(one.name if one else name, tree.where((name,)), problems)
+        if encoder is not None:
+            found.append(encoder)
+    return found
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class UniqueNames:
         if first[1] is where:
             return
         if first[0] == name:
-            report.add(where, f"given twice; first in {first[1]}")
+            report.add(where, f"{'' if where.key == name else f'{name} is '}given twice; first in {first[1]}")  # a glob gives other names
         else:
             report.add(where, f"{name} and {first[0]} ({first[1]}) differ in case only and would share one folder on some disks")
 

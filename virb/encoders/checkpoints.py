@@ -48,16 +48,16 @@ class Checkpoint:
     @cached_property
     def training(self) -> dict[str, str | int]:
         """Which training the file is of, where ViRB's own pretraining wrote it (also when it was converted since): ``method``, ``step``,
-        ``epoch`` (how many were done), ``recipe``."""
+        ``epoch`` (how many were done), ``recipe``, ``data`` (the folder's name)."""
         noted: Any = self.content.get("virb") if isinstance(self.content, Mapping) else None
         if isinstance(noted, Mapping) and "engine" in noted:
-            noted = {**noted, "epoch": self.content.get("epoch")}
+            noted = {**noted, "epoch": self.content.get("epoch"), "data": _data_name(noted.get("options"))}
         else:
             with suppress(ValueError):
                 noted = json.loads(self.metadata.get(TRAINING, "{}"))
         if not isinstance(noted, Mapping):
             return {}
-        kinds = {"method": str, "step": int, "epoch": int, "recipe": str}
+        kinds = {"method": str, "step": int, "epoch": int, "recipe": str, "data": str}
         return {key: noted[key] for key, kind in kinds.items() if isinstance(noted.get(key), kind) and noted[key] != ""}
 
     @cached_property
@@ -66,6 +66,12 @@ class Checkpoint:
         noted: Any = self.content.get("virb") if isinstance(self.content, Mapping) else None
         heads = noted.get("heads") if isinstance(noted, Mapping) and "engine" in noted else None
         return heads if isinstance(heads, int) and 0 < heads < 1 << 16 else None
+
+
+def _data_name(options: Any) -> str:
+    """Of a folder with training images its name, not the place where it lay."""
+    path = Path(str(options.get("data_path") or "")) if isinstance(options, Mapping) else Path()
+    return f"{path.parent.name}/{path.name}" if path.name == "train" else path.name
 
 
 def from_state(state: State, origin: str) -> Checkpoint:

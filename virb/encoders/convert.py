@@ -116,7 +116,7 @@ def _write(destination: Path, state: dict[str, Tensor], metadata: dict[str, str]
     if destination.suffix == ".safetensors":
         from safetensors.torch import save
 
-        write_atomic(destination, save(state, metadata))
+        write_atomic(destination, _in_order(save(state, metadata)))
         return
     content: dict[str, Any] = (
         {f"model.{name}": tensor for name, tensor in state.items()} if as_in_2021 else {"state_dict": state, "virb": metadata}
@@ -126,6 +126,16 @@ def _write(destination: Path, state: dict[str, Tensor], metadata: dict[str, str]
         torch.save(content, file)
 
     write_atomic(destination, write)
+
+
+def _in_order(file: bytes) -> bytes:
+    """safetensors writes metadata in another order in every process; in one order, the same weights are the same file."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def _sha256(path: Path) -> str:

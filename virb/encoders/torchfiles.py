@@ -65,7 +65,7 @@ def _read_zip(file: IO[bytes]) -> Any:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise Damaged("is a torch file whose end is missing; it is truncated") from error
+        raise Damaged("is a torch file whose end is missing") from error
     with archive:
         names = {info.filename: info for info in archive.infolist()}
         root = next((name.removesuffix("data.pkl") for name in names if name.endswith("data.pkl")), None)

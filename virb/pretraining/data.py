@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from virb.data.datasets import dataset_names, load_dataset, needs_root
 from virb.data.datasets.common import EXTENSIONS, image_paths
@@ -38,7 +40,7 @@ def open_source(options: EngineOptions, spec: ViewSpec, device: torch.device) ->
 def open_images(data_path: str | Path) -> ImageList:
     """The images of a folder, at any depth, in the order of their paths (class folders need not be; labels are not looked at). Of a folder
     with ``train`` beside ``val`` or ``test``, those of ``train``; of a folder with CIFAR-10's pickles or binary files, its 50,000 training
-    images. ``digits``, ``shapes``: the built-in training images.
+    images. ``digits``, ``shapes``: the built-in training images; ``digits+shapes``: those of both.
 
     UserError when there are no two images, or the first cannot be read.
     """
@@ -53,17 +55,52 @@ def open_images(data_path: str | Path) -> ImageList:
     return images
 
 
+class JoinedImages(ImageList):
+    """Several lists of unlike images as one, one after the other. A step's images are all of one of them (see ``epoch_order``)."""
+
+    def __init__(self, name: str, parts: Sequence[ImageList]) -> None:
+        self.name = name
+        self.parts = tuple(parts)
+        self.ids = [name for part in parts for name in part.ids]
+        self.lengths = tuple(map(len, parts))
+
+    def read(self, i: int) -> Image.Image:
+        for part in self.parts:
+            if i < len(part):
+                return part.read(i)
+            i -= len(part)
+        raise IndexError(i)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"kind": "joined"}
+
+    def _contents(self) -> Iterable[bytes]:
+        return (part.identity().encode() for part in self.parts)
+
+
+def lengths_of(images: ImageList) -> tuple[int, ...]:
+    """How many images each of the lists has that were joined."""
+    return images.lengths if isinstance(images, JoinedImages) else (len(images),)
+
+
+def largest_size(images: ImageList) -> tuple[int, int]:
+    """(height, width) of the first image; of lists that were joined, of the largest of their first ones."""
+    lists = images.parts if isinstance(images, JoinedImages) else (images,)
+    return max((part.image_size(0) for part in lists), key=lambda size: size[0] * size[1])
+
+
 def _built_in(name: str, path: Path) -> ImageList:
     built_in = [known for known in dataset_names() if not needs_root(known)]
-    if name in built_in:
-        dataset = load_dataset(name)
-        if "train" in dataset.lists:
-            return dataset.lists["train"]
+    parts = list(dict.fromkeys(name.split("+")))
+    if all(part in built_in for part in parts):
+        lists = [dataset.lists["train"] for dataset in map(load_dataset, parts) if "train" in dataset.lists]
+        if len(lists) == len(parts):
+            return lists[0] if len(lists) == 1 else JoinedImages(name, lists)
     if path.exists():
         raise UserError(f"data_path: {path} is a file; expected a folder with images (archives have to be unpacked)")
     if name in dataset_names():
         raise UserError(f"data_path: {name} lies in files; name the folder with its training images")
-    usual = ("digits", "shapes")
+    usual = ("digits", "shapes", "digits+shapes")
     hint = did_you_mean(name, usual) or f"; expected a folder with images, or built-in data: {', '.join(usual)}"
     raise UserError(f"data_path: {path} does not exist{hint}")
 
@@ -86,18 +123,31 @@ def _of_folder(folder: Path) -> ImageList:
 
 
 @lru_cache(maxsize=2)
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """All images in the order of an epoch: the same for any number of ranks."""
-    order = numpy_generator(seed, "order", epoch).permutation(n)
+def epoch_order(lengths: tuple[int, ...], seed: int, epoch: int, joint: int) -> np.ndarray:
+    """All images in the order of an epoch: the same for any number of ranks. ``lengths``: of the lists that were joined, mostly one;
+    ``joint``: how many images a step takes.
+
+    Each step gets images of one list, as far as they fill steps; what is left of all lists comes last, mixed. Next to an image of another
+    list all images of a list are alike: a network that has both in a step learns to tell the lists apart, and little else.
+    """
+    random = numpy_generator(seed, "order", epoch)
+    starts = np.cumsum([0, *lengths])
+    orders = [start + random.permutation(length) for start, length in zip(starts, lengths, strict=False)]
+    if len(orders) == 1:
+        order = orders[0]
+    else:
+        steps = [rows for rows in orders for rows in rows[: len(rows) // joint * joint].reshape(-1, joint)]
+        rest = np.concatenate([rows[len(rows) // joint * joint :] for rows in orders])
+        order = np.concatenate([*(steps[i] for i in random.permutation(len(steps))), random.permutation(rest)])
     order.setflags(write=False)
     return order
 
 
-def rows_of(plan: BatchPlan | Any, n: int, seed: int, number: int) -> tuple[int, np.ndarray]:
+def rows_of(plan: BatchPlan | Any, lengths: tuple[int, ...], seed: int, number: int) -> tuple[int, np.ndarray]:
     """Epoch and rows of this rank's micro-batch ``number``, counted from the start of the training. A step takes the next ``joint`` images
     of the epoch's order; each of its micro-batches takes one part of them, and each rank one part of that. What does not fill a step at
     the end of an epoch is left out (and is other images in the next)."""
     step, micro = divmod(number, plan.micro)
     epoch, place = divmod(step, plan.steps_per_epoch)
     start = place * plan.joint + (micro * plan.world + plan.rank) * plan.batch
-    return epoch, epoch_order(n, seed, epoch)[start : start + plan.batch]
+    return epoch, epoch_order(lengths, seed, epoch, plan.joint)[start : start + plan.batch]

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from virb.config.check import Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Scale = Annotated[tuple[Share, Share], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+
+def _rising(scale: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"expected two shares of an image's area, the lower first, got {scale[0]:g} {scale[1]:g}")
+    return scale
+
+
+Scale = Annotated[
+    tuple[Share, Share], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value), AfterValidator(_rising)
+]
 Shares = Annotated[tuple[Share, Share, Share], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 Weight = Annotated[float, Field(ge=0)]
 PositionMode = Literal["exact", "dino", "antialias"]  # as virb.encoders.vit has it
@@ -45,21 +55,13 @@ class DINOOptions(Strict):
     solarize_p: Share = Field(0.2, description="probability of solarisation in the second global view")
     student_temp: Positive = Field(0.1, description="the student's temperature")
     center_momentum: Share = Field(0.9, description="momentum of the centre of the teacher's logits")
-    embed_dim: Count | None = Field(None, description="width of a ViT, where arch does not say it")
-    depth: Count | None = Field(None, description="number of blocks of a ViT, where arch does not say it")
-    num_heads: Count | None = Field(None, description="number of heads of a ViT, where arch does not say it")
+    embed_dim: Count | None = Field(None, description="width of a ViT, in place of that of arch")
+    depth: Count | None = Field(None, description="number of blocks of a ViT, in place of that of arch")
+    num_heads: Count | None = Field(None, description="number of heads of a ViT, in place of that of arch")
     position_mode: PositionMode = Field("exact", description="how a ViT's positions are resized to local views; dino is the original's way")
     head_layers: Count = Field(3, description="linear layers of the projection head before the prototypes")
     head_hidden_dim: Count = Field(2048, description="width of the projection head")
     head_bottleneck_dim: Count = Field(256, description="width of the projection head before the prototypes")
-
-    @model_validator(mode="after")
-    def _fits(self) -> DINOOptions:
-        for key in ("global_crops_scale", "local_crops_scale"):
-            low, high = getattr(self, key)
-            if not 0 < low <= high:
-                raise ValueError(f"{key}: expected two shares of an image's area, the lower first, got {low:g} {high:g}")
-        return self
 
 
 class PatchwiseOptions(DINOOptions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from virb.errors import UserError, ViRBError
+from virb.processes import when_parent_ends
 
 _GRACE = 3.0  # seconds that ranks have to say that they live, after one was lost
 _REASON = "virb/reason"
@@ -25,11 +27,13 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class Ranks:
     """The processes of a run, this one being number ``rank`` of ``world``, on ``device``. One process needs no group."""
 
-    def __init__(self, rank: int, world: int, device: torch.device, store: Any = None) -> None:
+    def __init__(self, rank: int, world: int, device: torch.device, store: Any = None, keeper: str = "rank 0") -> None:
+        """``keeper``: whose end takes the store away."""
         self.rank, self.world, self.device = rank, world, device
-        self._store = store
+        self._store, self._keeper = store, keeper
         self._turns = 0
         self._told: str | None = None  # why another rank stopped
+        self._lost: set[int] = set()  # nobody waits for them any more
         self._closed = threading.Event()
         self._listener: threading.Thread | None = None
         if world > 1 and store is not None:
@@ -67,7 +71,8 @@ class Ranks:
             return
         name = f"virb/turn/{self._turns}"
         if self.is_main:
-            self._store.set(name, b"1")
+            with self.together():
+                self._store.set(name, b"1")
             return
         while not self._is_set(name):
             if self._told:
@@ -78,7 +83,8 @@ class Ranks:
         try:
             return bool(self._store.check([name]))
         except RuntimeError as error:
-            raise ViRBError(f"rank {self.rank} stops: {self._told or 'rank 0 was lost'}") from error
+            self._lost = set(range(self.world))
+            raise ViRBError(f"rank {self.rank} stops: {self._told or f'{self._keeper} was lost'}") from error
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -97,9 +103,9 @@ class Ranks:
             return
         with suppress(RuntimeError):
             self._store.set(_REASON, f"rank {self.rank} on {socket.gethostname()} failed: {reason}".encode())
-            others = [f"virb/heard/{rank}" for rank in range(self.world) if rank != self.rank]
+            others = [f"virb/heard/{rank}" for rank in range(self.world) if rank != self.rank and rank not in self._lost]
             deadline = time.monotonic() + _GRACE
-            while time.monotonic() < deadline and not self._store.check(others):
+            while others and time.monotonic() < deadline and not self._store.check(others):
                 time.sleep(0.05)
 
     def _listen(self) -> None:
@@ -118,14 +124,20 @@ class Ranks:
             deadline = time.monotonic() + _GRACE
             while time.monotonic() < deadline and not self._told:
                 time.sleep(0.1)
-            lost = [rank for rank in range(self.world) if not self._store.check([f"virb/lives/{rank}"])]
+            self._lost = {rank for rank in range(self.world) if not self._store.check([f"virb/lives/{rank}"])}
+            lost = f"rank {', '.join(map(str, sorted(self._lost)))}" if self._lost else ""
         except RuntimeError:
-            lost = [0]
+            lost, self._lost = self._keeper, set(range(self.world))
         if self._told:
             return self._told
         if lost:
-            return f"rank {', '.join(map(str, lost))} was lost (killed, or its machine is gone); the last checkpoint is whole, start again"
+            return f"{lost} was lost (killed, or its machine is gone); the last checkpoint is whole, start again"
         return f"the ranks lost each other ({(str(error).strip().splitlines() or ['?'])[0][:200]})"
+
+    def stop_alone(self) -> None:
+        """torchrun was killed and could not end its ranks: the training saves and ends by itself, if it is not ending already."""
+        if not self._lost and not self._closed.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def close(self) -> None:
         """Leaves the group. Always called before the program ends: a thread that is inside the store's C++ then would abort the process."""
@@ -141,7 +153,7 @@ class Ranks:
         """The store goes with rank 0: a rank that still asks it whether a turn is over would take rank 0 for lost."""
         with suppress(RuntimeError):
             self._store.set(f"virb/left/{self.rank}", b"1")
-            names = [f"virb/left/{rank}" for rank in range(self.world)]
+            names = [f"virb/left/{rank}" for rank in range(self.world) if rank not in self._lost]
             deadline = time.monotonic() + _GRACE
             while self.is_main and time.monotonic() < deadline and not self._store.check(names):
                 time.sleep(0.02)
@@ -178,7 +190,10 @@ def join(device: str = "auto", timeout: float = 600.0) -> Ranks:
     except RuntimeError as error:
         first = (str(error).strip().splitlines() or ["?"])[0][:200]
         raise ViRBError(f"rank {rank} cannot reach the others at {os.environ['MASTER_ADDR']}:{port} ({first})") from error
-    return Ranks(rank, world, place, store)
+    ranks = Ranks(rank, world, place, store, "torchrun" if hosted else "rank 0")
+    if hosted:
+        when_parent_ends(ranks.stop_alone, parent=os.getppid())
+    return ranks
 
 
 def _pick(device: str, local_rank: int) -> torch.device:

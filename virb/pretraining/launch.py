@@ -111,6 +111,7 @@ def parameters(options: EngineOptions, name: str, cluster: str = "slurm") -> dic
         found["mem_gb"] = options.mem_per_gpu * options.ngpus
     if cluster == "slurm":
         found["slurm_signal_delay_s"] = _SIGNAL_BEFORE
+        found["slurm_additional_parameters"] = {"requeue": True}  # also on clusters that do not put jobs back unless asked
         extra = {"partition": options.partition, "comment": options.comment, "constraint": "volta32gb" if options.use_volta32 else None}
         found |= {f"slurm_{key}": value for key, value in extra.items() if value}
     return found

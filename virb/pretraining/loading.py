@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -31,9 +32,10 @@ from virb.errors import BadImage, ViRBError
 from virb.io import available_cores
 from virb.pretraining.augment import Draws, augment_pil, check_views, draw, normalize, squash
 from virb.pretraining.augment_tensors import augment_tensors, squash_tensor
-from virb.pretraining.data import rows_of
+from virb.pretraining.data import largest_size, lengths_of, rows_of
 from virb.pretraining.methods import Views, ViewSpec
 from virb.pretraining.signals import deaths
+from virb.processes import when_parent_ends
 
 if TYPE_CHECKING:
     from virb.pretraining.engine import BatchPlan
@@ -65,27 +67,30 @@ class Packet:
 
 
 class Store:
-    """Decoded images of one shape, kept in memory that forked processes share: each is decoded once in a training, not once per epoch."""
+    """Decoded images of up to ``room`` bytes, kept in memory that forked processes share: each is decoded once in a training, not once per
+    epoch."""
 
-    def __init__(self, n: int, shape: tuple[int, int, int]) -> None:
-        self.images = np.frombuffer(mmap.mmap(-1, n * prod(shape)), dtype=np.uint8).reshape(n, *shape)
-        self.filled = np.frombuffer(mmap.mmap(-1, n), dtype=np.uint8)
+    def __init__(self, n: int, room: int) -> None:
+        self.bytes = np.frombuffer(mmap.mmap(-1, n * room), dtype=np.uint8).reshape(n, room)
+        self.sizes = np.frombuffer(mmap.mmap(-1, n * 4), dtype=np.uint32)  # height << 16 | width; 0 where there is nothing yet
 
     @classmethod
     def of(cls, images: ImageList, budget: int = _STORE_BUDGET) -> Store | None:
         """None where it would be of no use, or too large."""
         if isinstance(images, ArrayImages):
             return None
-        width, height = images.read(0).size
-        return cls(len(images), (height, width, 3)) if len(images) * height * width * 3 <= budget else None
+        room = prod(largest_size(images)) * 3
+        return cls(len(images), room) if len(images) * room <= budget else None
 
     def get(self, row: int) -> np.ndarray | None:
-        return self.images[row] if self.filled[row] else None
+        height, width = divmod(int(self.sizes[row]), 1 << 16)
+        return self.bytes[row, : height * width * 3].reshape(height, width, 3) if height else None
 
     def put(self, row: int, pixels: np.ndarray) -> None:
-        if pixels.shape == self.images.shape[1:]:
-            self.images[row] = pixels
-            self.filled[row] = 1  # last: another process may be looking
+        height, width, _ = pixels.shape
+        if pixels.size <= self.bytes.shape[1] and max(height, width) < 1 << 16:
+            self.bytes[row, : pixels.size] = pixels.reshape(-1)
+            self.sizes[row] = height << 16 | width  # last, and at once: another process may be looking
 
 
 class Jobs:
@@ -95,7 +100,7 @@ class Jobs:
         self.images, self.spec, self.seed, self.plan, self.crop, self.store = images, spec, seed, plan, crop, store
 
     def __getitem__(self, number: int) -> Packet:
-        epoch, rows = rows_of(self.plan, len(self.images), self.seed, number)
+        epoch, rows = rows_of(self.plan, lengths_of(self.images), self.seed, number)
         try:
             decoded = [self._read(int(row)) for row in rows]
         except BadImage as error:  # as a value: across processes an error comes with its traceback
@@ -146,8 +151,8 @@ class ViewSource:
         self.images, self.spec, self.seed, self.device = images, spec, seed, torch.device(device)
         self._on_device = path != "pil" and self.device.type != "cpu"
         self._crop = "" if self._on_device else "pil" if path == "pil" else "tensors"
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self.workers = min(workers, max(1, available_cores() // local_ranks))
+        self._neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks on this machine, this one included
+        self.workers = min(workers, max(1, available_cores() // self._neighbours))
         self._store = Store.of(images)
 
     def __len__(self) -> int:
@@ -182,6 +187,7 @@ class ViewSource:
         if not workers:
             yield from (jobs[number] for number in numbers)
             return
+        multiprocessing.util.get_temp_dir()  # made here, workers share it, and it goes with this process even if one of them is killed
         loader: Any = DataLoader(
             jobs,  # type: ignore[arg-type]  # it has all that is asked of a Dataset
             batch_size=None,
@@ -214,10 +220,10 @@ class ViewSource:
         if not _SHM.is_dir():
             return self.workers
         if self._on_device:
-            per_image = prod(self.spec.squash or self.images.read(0).size) * 3
+            per_image = prod(self.spec.squash or largest_size(self.images)) * 3
         else:
             per_image = sum(3 * view.size**2 for view in self.spec.views)
-        batches = shutil.disk_usage(_SHM).free // max(1, plan.batch * per_image)
+        batches = shutil.disk_usage(_SHM).free // self._neighbours // max(1, plan.batch * per_image)
         return max(0, min(self.workers, (batches - 1) // (_AHEAD + 1)))
 
 
@@ -229,7 +235,14 @@ def _is_of_a_death(error: Exception) -> bool:
 
 
 def _start_worker(_: int) -> None:
-    """A worker goes when the training goes: what asks that one to stop and save must not take its data away."""
+    """A worker goes when the training goes, also when that one is killed; but what asks it to stop and save must not take its data away."""
+    when_parent_ends(_leave)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _leave() -> None:
+    """The end of a worker whose training was killed: it may be waiting for ever to hand on a batch, so it does not end by itself."""
+    shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # where it listens, to hand on shared memory
+    os._exit(1)

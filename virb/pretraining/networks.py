@@ -262,6 +262,12 @@ def _width(config: BackboneConfig, network: nn.Module, extract: Extract) -> int:
             raise UserError(f"{config.arch} cannot take views of {size} x {size} pixels: {error}") from error
         if features.ndim not in (2, 3):
             raise UserError(f"{config.arch} gives features of shape {tuple(features.shape)}; expected one vector per image")
+        if features.ndim == 3 and features.shape[1] - 1 != (size // config.patch_size) ** 2:
+            patches = features.shape[1] - 1
+            raise UserError(
+                f"{config.arch} makes {patches} patches of a view of {size} x {size} pixels, not of {config.patch_size} pixels each; "
+                f"set patch_size to {round(size / patches**0.5)}"
+            )
         width = features.shape[-1]
     return width
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -32,6 +32,12 @@ def make_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optim
     if name == "lars":
         return LARS(groups)
     raise ValueError(f"Expected argument `name` to be one of {', '.join(OPTIMIZERS)}, but got {name!r}")
+
+
+def is_state_of(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> bool:
+    """Whether it was saved by an optimizer of this kind. Keys that only later versions of torch know may be missing."""
+    sign = {torch.optim.AdamW: "betas", torch.optim.SGD: "nesterov", LARS: "eta"}.get(type(optimizer))
+    return sign is None or all(sign in group for group in saved["param_groups"])
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:

@@ -38,7 +38,7 @@ def key(default: Any, text: str, group: str) -> Any:
 class EngineOptions(Strict):
     """The engine's keys. Where the original (DINO's ``main_dino.py``, ``run_with_submitit.py``) has one, name and default are its own."""
 
-    data_path: str | None = key(None, "folder with images (nested or flat), or the name of a built-in dataset: digits, shapes", "data")
+    data_path: str | None = key(None, "folder with images (nested or flat), or built-in data: digits, shapes, digits+shapes", "data")
     output_dir: str = key(".", "checkpoints, log.txt and curves go here; %j becomes the Slurm job's number", "data")
     num_workers: Natural = key(10, "processes per device that decode images ahead; never more than there are cores", "data")
     augmentation: Literal["auto", "tensors", "pil"] = key("auto", "tensors: on the GPU, or fast on CPUs; pil: the reference", "data")
@@ -119,7 +119,8 @@ def options_of(method: MethodLike) -> type[EngineOptions]:
 
 @dataclass(frozen=True)
 class KeyHelp:
-    """One key for ``--help``: ``default`` is None where there is none; ``choices`` are empty where any value may stand."""
+    """One key for ``--help``: ``default`` is None where there is none; ``choices`` are empty where any value may stand; ``kind`` is that of
+    one value: bool, int, float or str."""
 
     name: str
     group: str
@@ -127,6 +128,7 @@ class KeyHelp:
     default: Any
     choices: tuple[str, ...]
     several: bool
+    kind: type
 
 
 def describe_keys(record: type[EngineOptions], group: str) -> list[KeyHelp]:
@@ -138,7 +140,8 @@ def describe_keys(record: type[EngineOptions], group: str) -> list[KeyHelp]:
         heading = str(extra["group"]) if isinstance(extra, dict) else group
         text = field.description or (engine.description if engine is not None else None) or ""
         default = field.get_default(call_default_factory=True) if not field.is_required() else None
-        found.append(KeyHelp(name, heading, text, default, _choices(field.annotation), _is_tuple(field.annotation)))
+        kind = field.annotation
+        found.append(KeyHelp(name, heading, text, default, _choices(kind), _is_tuple(kind), _kind(kind)))
     return found
 
 
@@ -161,6 +164,12 @@ def _length(annotation: Any) -> int | None:
     if get_origin(annotation) is tuple:
         return None if Ellipsis in get_args(annotation) else len(get_args(annotation))
     return next((found for found in map(_length, _alternatives(annotation)) if found is not None), None)
+
+
+def _kind(annotation: Any) -> type:
+    parts = get_args(annotation) if get_origin(annotation) in (tuple, list) else _alternatives(annotation)
+    known = [annotation] if annotation in (bool, int, float, str) else [_kind(part) for part in parts]
+    return next((kind for kind in known if kind is not str), str)
 
 
 def _takes(annotation: Any, kind: type) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from virb.errors import UserError
 from virb.pretraining import checkpoints
+from virb.pretraining.optim import is_state_of
 from virb.pretraining.options import changes, plain
 from virb.pretraining.step import Trainer
 
@@ -77,7 +78,10 @@ def _take(trainer: Trainer, content: dict[str, Any], path: Path, *, center: bool
     checkpoints.fill(trainer.networks.teacher, teacher, "teacher", path, prefix=prefix)
     taken, left = ["weights" if has_head else "weights of the backbone"], [] if has_head else ["head"]
     if center and has_head and isinstance(content.get(trainer.method.state_key), Mapping):
-        _load_state(trainer, content, path)
+        try:
+            _load_state(trainer, content, path)
+        except UserError as error:  # that of another method, say
+            raise UserError(f"{str(error).splitlines()[0]}\n  init_center: false starts with a new one") from error
         taken.append("centre")
     else:
         left.append("centre")
@@ -115,6 +119,8 @@ def _load_optimizer(trainer: Trainer, content: Mapping[str, Any], path: Path) ->
     try:
         if not isinstance(saved, Mapping):
             raise ValueError("there is none")
+        if not is_state_of(trainer.optimizer, saved):
+            raise ValueError("it is of another kind; init_from takes weights alone")
         trainer.optimizer.load_state_dict(dict(saved))
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(

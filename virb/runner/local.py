@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 
 from virb.errors import ViRBError, describe
 from virb.plan.graph import Graph, Unit, UnitReport
+from virb.processes import end_with_parent
 
 
 class Observer(Protocol):
@@ -238,7 +238,7 @@ def _serve(pipe: Connection, context: Any, device: str, make_doer: MakeDoer) -> 
     """A worker process: does units until told to stop, and never outlives its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     do: Doer | None = None
     last = 0.0
 
@@ -260,10 +260,3 @@ def _serve(pipe: Connection, context: Any, device: str, make_doer: MakeDoer) -> 
                 pipe.send(("done", do(unit, tell)))
             except Exception as error:  # noqa: BLE001 - the job boundary; also a unit or a report that cannot be pickled
                 pipe.send(("failed", describe(error), _spent(do)))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

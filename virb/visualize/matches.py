@@ -57,6 +57,8 @@ def matched_views(
     )
     spec = ViewSpec(recipes, 1, None if side is None else (side, side))
     check_views(spec)
+    if not 0 <= min_overlap <= 1:
+        raise UserError(f"the least overlap of two patches is {min_overlap:g}; expected a share from 0 to 1")
     try:
         image = squash(read_rgb(str(path)), spec)
     except BadImage as error:
