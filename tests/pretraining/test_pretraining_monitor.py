@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -155,21 +154,14 @@ def test_progress_lines() -> None:
 
 
 @pytest.mark.slow
-def test_dino_beats_its_own_random_start(tmp_path: Path) -> None:
-    """A short training on digits, by the k-NN score of the teacher."""
-    from test_pretraining_cli import flags
-
+def test_dino_beats_its_own_random_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe of one minute, by the k-NN score of the teacher: 42 % before, 82 % after it. What collapses stays in the forties."""
     from virb.cli import main
 
-    # Views that have much in common, and batch norm against outputs that are all alike: small nets on few images collapse otherwise.
-    keys: dict[str, Any] = dict(
-        embed_dim=48, num_heads=3, patch_size=4, local_crops_number=2, global_crops_scale=(0.6, 1.0), local_crops_scale=(0.3, 0.6),
-        flip_p=0.0, jitter_p=0.5, grayscale_p=0.0, blur_p=(0.0, 0.0, 0.0), solarize_p=0.0, drop_path_rate=0.0, use_bn_in_head="true",
-        out_dim=256, head_hidden_dim=128, head_bottleneck_dim=32, batch_size_per_gpu=64, momentum_teacher=0.98,
-        warmup_epochs=2, min_lr=0.0, weight_decay_end=0.04, knn_every=20,
-    )  # fmt: skip
-    scores = []
-    for name, rate, epochs in (("still", 0.0, 1), ("trained", 0.004, 20)):
-        assert main(flags(tmp_path / name, lr=rate, epochs=epochs, **keys)) == 0
-        scores.append(json.loads((tmp_path / name / "log.txt").read_text().splitlines()[-1])["knn_top1"])
-    assert scores[1] > scores[0] + 10, scores
+    command = ["pretrain", "dino", "--config", str(Path(__file__).parents[2] / "configs/pretraining/dino_tiny_cpu.yaml")]
+    scores = {}
+    for name, keys in (("still", ["--lr", "0", "--min_lr", "0", "--epochs", "1", "--warmup_epochs", "0"]), ("trained", [])):
+        assert main([*command, "--output_dir", str(tmp_path / name), "--tensorboard", "false", *keys]) == 0
+        scores[name] = json.loads((tmp_path / name / "log.txt").read_text().splitlines()[-1])["knn_top1"]
+    assert "collapse" not in capsys.readouterr().out
+    assert scores["trained"] > scores["still"] + 25, scores

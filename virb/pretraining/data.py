@@ -56,13 +56,12 @@ def open_images(data_path: str | Path) -> ImageList:
 
 
 class JoinedImages(ImageList):
-    """Several lists of unlike images as one, one after the other. A step's images are all of one of them (see ``epoch_order``)."""
+    """Several lists of unlike images as one, one after the other."""
 
     def __init__(self, name: str, parts: Sequence[ImageList]) -> None:
         self.name = name
         self.parts = tuple(parts)
         self.ids = [name for part in parts for name in part.ids]
-        self.lengths = tuple(map(len, parts))
 
     def read(self, i: int) -> Image.Image:
         for part in self.parts:
@@ -76,11 +75,6 @@ class JoinedImages(ImageList):
 
     def _contents(self) -> Iterable[bytes]:
         return (part.identity().encode() for part in self.parts)
-
-
-def lengths_of(images: ImageList) -> tuple[int, ...]:
-    """How many images each of the lists has that were joined."""
-    return images.lengths if isinstance(images, JoinedImages) else (len(images),)
 
 
 def largest_size(images: ImageList) -> tuple[int, int]:
@@ -123,31 +117,18 @@ def _of_folder(folder: Path) -> ImageList:
 
 
 @lru_cache(maxsize=2)
-def epoch_order(lengths: tuple[int, ...], seed: int, epoch: int, joint: int) -> np.ndarray:
-    """All images in the order of an epoch: the same for any number of ranks. ``lengths``: of the lists that were joined, mostly one;
-    ``joint``: how many images a step takes.
-
-    Each step gets images of one list, as far as they fill steps; what is left of all lists comes last, mixed. Next to an image of another
-    list all images of a list are alike: a network that has both in a step learns to tell the lists apart, and little else.
-    """
-    random = numpy_generator(seed, "order", epoch)
-    starts = np.cumsum([0, *lengths])
-    orders = [start + random.permutation(length) for start, length in zip(starts, lengths, strict=False)]
-    if len(orders) == 1:
-        order = orders[0]
-    else:
-        steps = [rows for rows in orders for rows in rows[: len(rows) // joint * joint].reshape(-1, joint)]
-        rest = np.concatenate([rows[len(rows) // joint * joint :] for rows in orders])
-        order = np.concatenate([*(steps[i] for i in random.permutation(len(steps))), random.permutation(rest)])
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """All images in the order of an epoch: the same for any number of ranks."""
+    order = numpy_generator(seed, "order", epoch).permutation(n)
     order.setflags(write=False)
     return order
 
 
-def rows_of(plan: BatchPlan | Any, lengths: tuple[int, ...], seed: int, number: int) -> tuple[int, np.ndarray]:
+def rows_of(plan: BatchPlan | Any, n: int, seed: int, number: int) -> tuple[int, np.ndarray]:
     """Epoch and rows of this rank's micro-batch ``number``, counted from the start of the training. A step takes the next ``joint`` images
     of the epoch's order; each of its micro-batches takes one part of them, and each rank one part of that. What does not fill a step at
     the end of an epoch is left out (and is other images in the next)."""
     step, micro = divmod(number, plan.micro)
     epoch, place = divmod(step, plan.steps_per_epoch)
     start = place * plan.joint + (micro * plan.world + plan.rank) * plan.batch
-    return epoch, epoch_order(lengths, seed, epoch, plan.joint)[start : start + plan.batch]
+    return epoch, epoch_order(n, seed, epoch)[start : start + plan.batch]

@@ -32,7 +32,7 @@ from virb.errors import BadImage, ViRBError
 from virb.io import available_cores
 from virb.pretraining.augment import Draws, augment_pil, check_views, draw, normalize, squash
 from virb.pretraining.augment_tensors import augment_tensors, squash_tensor
-from virb.pretraining.data import largest_size, lengths_of, rows_of
+from virb.pretraining.data import largest_size, rows_of
 from virb.pretraining.methods import Views, ViewSpec
 from virb.pretraining.signals import deaths
 from virb.processes import when_parent_ends
@@ -100,7 +100,7 @@ class Jobs:
         self.images, self.spec, self.seed, self.plan, self.crop, self.store = images, spec, seed, plan, crop, store
 
     def __getitem__(self, number: int) -> Packet:
-        epoch, rows = rows_of(self.plan, lengths_of(self.images), self.seed, number)
+        epoch, rows = rows_of(self.plan, len(self.images), self.seed, number)
         try:
             decoded = [self._read(int(row)) for row in rows]
         except BadImage as error:  # as a value: across processes an error comes with its traceback
