@@ -126,7 +126,8 @@ def test_parts_of_a_batch_make_the_step_of_the_batch(method: DINO) -> None:
     for part in (slice(0, 3), slice(3, 6)):
         outs.append(method.loss(networks, part_of(views, part), parted, progress))
         (outs[-1].loss / 2).backward()
-    torch.testing.assert_close(list(gradients(networks)), expected, rtol=1e-4, atol=1e-7)
+    for mine, whole in zip(gradients(networks), expected, strict=True):  # sums in another order: to rounding of the largest
+        torch.testing.assert_close(mine, whole, rtol=0.0, atol=1e-5 * float(whole.abs().max()) + 1e-9)
     method.after_step(networks, state, joint.statistics, progress)
     method.after_step(networks, parted, {name: outs[0].statistics[name] + outs[1].statistics[name] for name in joint.statistics}, progress)
     torch.testing.assert_close(parted.state_dict(), state.state_dict())

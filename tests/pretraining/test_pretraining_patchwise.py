@@ -55,6 +55,11 @@ def method(**options: Any) -> PatchwiseDINO:
     return PatchwiseDINO(PatchwiseOptions(**TINY, **options))
 
 
+@pytest.fixture(autouse=True)
+def _same_networks() -> None:
+    torch.manual_seed(0)
+
+
 def gradients(networks: Networks) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in networks.student.parameters() if parameter.grad is not None]
 
@@ -96,7 +101,8 @@ def test_parts_of_a_batch_make_the_step_of_the_batch(rule: str, weights: dict[st
     for part in (slice(0, 2), slice(2, 4)):
         outs.append(ours.loss(networks, part_of(views, part), parted, NOW))
         (outs[-1].loss / 2).backward()
-    torch.testing.assert_close(gradients(networks), expected, rtol=1e-4, atol=1e-7)
+    for mine, whole in zip(gradients(networks), expected, strict=True):  # sums in another order: to rounding of the largest
+        torch.testing.assert_close(mine, whole, rtol=0.0, atol=1e-5 * float(whole.abs().max()) + 1e-9)
     assert joint.logs["patch_loss"].item() > 0
     ours.after_step(networks, state, joint.statistics, NOW)
     ours.after_step(networks, parted, {name: outs[0].statistics[name] + outs[1].statistics[name] for name in joint.statistics}, NOW)
