@@ -20,6 +20,12 @@ N = SLICE_ROWS + 20
 Disk = namedtuple("Disk", "total used free")
 
 
+@pytest.fixture(autouse=True)
+def roomy_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the disk of this machine has free."""
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Disk(10**12, 0, 10**12))
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> MappedRows:
     cache = FeatureCache(tmp_path / "cache")
@@ -93,3 +99,9 @@ def test_copies_go_with_their_run_and_those_of_killed_runs_with_the_next(tmp_pat
     with local_copies(tmp_path, "one"), local_copies(tmp_path, "two"):
         assert {path.name for path in killed.parent.iterdir() if path.is_dir()} == {"one", "two"}
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_large_disk_need_not_keep_a_tenth_free(rows: MappedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Disk(2**42, 0, 11 * 2**30))
+    rows.move(lambda slices: bring(slices, KEY, tmp_path / "here"))
+    assert len(list((tmp_path / "here" / KEY).glob("*.bin"))) == 2

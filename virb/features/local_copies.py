@@ -16,7 +16,8 @@ from virb.errors import ViRBError
 from virb.features.cache import Slice
 from virb.io import Lease, is_held, make_folder, write_atomic
 
-_FREE = 0.1  # share of the disk that copies leave free
+_FREE = 0.1  # share of the disk that copies leave free,
+_FREE_AT_MOST = 10 * 2**30  # but no more of a large one
 _OURS = ".virb_copies"  # below the folder that the user named: nothing else in there is ours to take away
 
 
@@ -76,7 +77,7 @@ def _has_room(place: Path, size: int, in_use: Collection[str] | None) -> bool:
     idle.sort(key=lambda folder: folder.stat().st_mtime)
     while True:
         disk = shutil.disk_usage(place)
-        if disk.free - size >= _FREE * disk.total:
+        if disk.free - size >= min(_FREE * disk.total, _FREE_AT_MOST):
             return True
         if not idle:
             return False
