@@ -305,6 +305,7 @@ RECORD: Mapping[str, str] = {
     "notes": "what a reader should know: classes without samples, configs that diverged, batches that memory did not hold",
     "error": "of a failed job: message, hint, traceback",
     "timings": "seconds per stage; `pass: ...` is this job's share of what making its features took, in this run or an earlier one",
+    "parts": "where several devices shared the job's work: stage, number, device and seconds of each part",
     "provenance": "versions, git revision and diff hash, hardware, device, seeds, precision, command, config text, start and end",
     "skipped": "jobs that were done before",
     "exit_code": "null while the run goes on, or when it was stopped",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from virb.data.transforms import Geometry
+from virb.errors import ViRBError
 from virb.metrics.base import Metric, Statistics
 from virb.probes.base import (
     AUX,
@@ -29,6 +33,7 @@ from virb.probes.base import (
     Run,
     Settings,
 )
+from virb.probes.pieces import Sizes, Stage
 from virb.tasks.base import Task
 
 SHAPES = Geometry((32, 32), "squash")
@@ -96,6 +101,33 @@ class TwoMeans:
             nearest = torch.cdist(x, centres).argmin(1)
             centres = torch.stack([x[nearest == c].mean(0) for c in range(2)])
         return single(settings, Predictions(nearest.numpy()))
+
+
+class InPieces(NearestMean):
+    """The same in five pieces, that several devices can share. Each piece found leaves a line in ``found.log`` (its number, the process);
+    the fourth waits while there is a file ``wait``, and fails while there is one ``fail``."""
+
+    name: ClassVar[str] = "in-pieces"
+
+    @staticmethod
+    def stages(configs: Mapping[str, Any], sizes: Sizes) -> tuple[Stage, ...]:
+        return (Stage("means", 1e12, 5),)
+
+    def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
+        def find(numbers: Sequence[int]) -> Iterator[list[float]]:
+            for number in numbers:
+                while number == 3 and Path("wait").exists():
+                    time.sleep(0.05)
+                if number == 3 and Path("fail").exists():
+                    raise ViRBError("the fourth piece does not like the weather")
+                with open("found.log", "a") as file:
+                    file.write(f"{number} {os.getpid()}\n")
+                yield [float(number)]
+
+        found = context.pieces.of("means", range(5), find)
+        outcome = super().from_features(roles, settings, context)
+        outcome.notes.append(f"pieces {found}")
+        return outcome
 
 
 # --- from_batches --------------------------------------------------------------------------------------------------------------------

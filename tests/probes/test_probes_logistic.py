@@ -85,6 +85,22 @@ def test_a_path_solved_in_batches_is_the_same(monkeypatch: pytest.MonkeyPatch) -
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
 
 
+def test_batches_depend_on_sizes_and_hold_every_config_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = {f"C{i}": LogisticConfig(C=10.0 ** (i / 8 - 4), standardise=i % 3 == 0) for i in range(45)}
+    imagenet = (1_281_167, 1000 * 769)
+    assert len(logistic.batches_of(path, 1500, 10 * 65, "cpu")) == 2  # digits: one for each solver
+    assert len(logistic.batches_of(path, *imagenet, "cpu")) == 45
+    on_gpu = logistic.batches_of(path, *imagenet, "cuda")
+    assert 2 < len(on_gpu) <= 45
+    assert len(logistic.batches_of(path, 50_000, 100 * 385, "cuda")) == 2
+    monkeypatch.setattr(logistic, "_MEMORY", 28 * 650 * 4 * 7)
+    small = logistic.batches_of(path, 1500, 10 * 65, "cpu")
+    assert max(map(len, small)) <= 7
+    for batches in (on_gpu, small):
+        assert sorted(name for names in batches for name in names) == sorted(path)
+        assert all(len({path[name].solver() for name in names}) == 1 for names in batches)
+
+
 def test_not_converged_is_said() -> None:
     outcome = run(roles(), {"few": LogisticConfig(max_iter=2), "enough": LogisticConfig()})
     found = outcome.runs[0].configs

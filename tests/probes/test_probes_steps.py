@@ -92,7 +92,12 @@ def test_groups_depend_on_sizes_and_hold_every_config_once() -> None:
     assert max(map(len, large)) - min(map(len, large)) <= 1
     assert len(divide(HeadShape(2048, 1000), configs, 256, CPU)) == len(configs)
     assert len(divide(HeadShape(384, 100), {"one": CONFIGS["sgd"]}, 256, CPU)) == 1
-    assert len(divide(HeadShape(384, 100), configs, 256, torch.device("cuda"))) == 1
+    cuda = torch.device("cuda")
+    assert len(divide(HeadShape(384, 100), configs, 256, cuda)) == 1
+    many = {f"{kind}{i}": config for i in range(50) for kind, config in CONFIGS.items()}
+    large = divide(HeadShape(2048, 1000), many, 256, cuda)  # work enough for several GPUs
+    assert len(large) == len(many) * 2048 * 1000 * 256 // 2**33 // 2 * 2
+    assert sorted(name for group in large for name in group) == sorted(many)
 
 
 def groups_of(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 _PIECE = 1 << 26  # numbers of one piece of the bank: 256 MB
 _TILE = 1 << 27  # numbers of one tile of products: 512 MB
-_BLOCK = 16_384  # queries of one call of faiss
+QUERY_BLOCK = 2048  # queries that are compared at once; where others begin at a multiple of it, these meet the same products
 _GROUP = 32  # columns that share a maximum
 
 Found = tuple[slice, Tensor, Tensor]  # which queries, their k largest products in descending order, and the columns
@@ -83,15 +83,16 @@ def _by_faiss(queries: Tensor, bank: Tensor, k: int) -> Iterator[Found]:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    for first in range(0, len(queries), _BLOCK):
-        rows = slice(first, first + _BLOCK)
+    for first in range(0, len(queries), QUERY_BLOCK):
+        rows = slice(first, first + QUERY_BLOCK)
         value, column = faiss.knn(queries[rows].contiguous().numpy(), bank.contiguous().numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
         yield rows, torch.from_numpy(value), torch.from_numpy(column)
 
 
 def _by_torch(queries: Tensor, bank: Tensor, k: int, tile: int = _TILE) -> Iterator[Found]:
     """On accelerators: one product after the other in the same memory, and the k largest of its rows."""
-    size = min(max(1, tile // len(bank)), max(1, len(queries)))
+    # A power of two, so that blocks hold whole tiles.
+    size = min(1 << max(1, tile // len(bank)).bit_length() - 1, QUERY_BLOCK, max(1, len(queries)))
     buffer = queries.new_empty(size, len(bank))
     for first in range(0, len(queries), size):
         rows = slice(first, first + size)

@@ -191,7 +191,8 @@ def _tier(plan: Plan, job: Job) -> str:
     if any(entry.streamed for entry in entries):
         kept = all(e.wanted.geometry in plan.context.stores.get(e.list_id, {}) for e in entries if e.streamed)
         return f"streams: {'images decoded once, ' * kept}encoded while heads train"
-    return _TIERS[max(_tiers(plan, job), key=list(_TIERS).index)]
+    shared = f", shared by {many(len(plan.settings.devices), 'device')}" if job.id in plan.context.shared else ""
+    return f"{_TIERS[max(_tiers(plan, job), key=list(_TIERS).index)]}{shared}"
 
 
 def _tiers(plan: Plan, job: Job) -> Iterator[str]:

@@ -26,8 +26,8 @@ class Unit:
 
     @property
     def is_job(self) -> bool:
-        """Whether it ends in a result; the others make and take away what jobs read."""
-        return self.kind not in ("pass", "release")
+        """Whether it ends in a result; the others make and take away what jobs read, or do a part of their work."""
+        return self.kind not in ("pass", "release", "part")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from virb.features.passes import Numerics, Wanted
 from virb.plan.graph import Unit
 from virb.plan.heads import HeadSource
 from virb.probes.base import Listed
+from virb.probes.pieces import Part
 from virb.tasks.resolve import ResolvedTask
 
 
@@ -168,6 +169,14 @@ class PassWork:
 
 
 @dataclass(frozen=True)
+class PartWork:
+    """Payload of a ``part`` unit: a share of the work of a job that several devices share."""
+
+    job: str
+    part: Part
+
+
+@dataclass(frozen=True)
 class PixelStore:
     """Decoded images of a list at one geometry, an entry of the cache without an encoder (``virb.features.decoded``)."""
 
@@ -203,6 +212,7 @@ class RunContext:
     jobs: Mapping[str, Job]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stores: Mapping[str, Mapping[Geometry, PixelStore]] = field(default_factory=dict)  # by image list: decoded images to read and keep
+    shared: frozenset[str] = frozenset()  # jobs whose work several devices share
     use: str = ""  # the name by which the run uses the cache, once it does (``virb.features.uses``)
 
 

@@ -19,12 +19,14 @@ from virb.io import existing_parent, hash_record
 from virb.plan.budget import Round, allot, release_unit, slice_memory, slices_bytes
 from virb.plan.graph import Unit
 from virb.plan.jobs import Draft, Entry, Job, PassWork, Plan, PlannedEncoder, RunContext, RunSettings
+from virb.plan.parts import SPEED, choose_shared, load_of, release_after_parts, share_out, stages_of
 from virb.plan.stores import Stores, plan_stores
-from virb.probes.base import FIT
+from virb.probes.base import FIT, by_epochs
 from virb.results.store import finished
+from virb.tasks.resolve import get_probe
 
 SCRATCH = ".scratch"  # below the results: features of a run with --no_cache
-_HEAD_FLOPS = 2e10  # arithmetic a device does per second on small heads; only the estimate of the time uses these
+# Only the estimate of the time uses these.
 _STEP_SECONDS = {"cpu": 3e-4, "cuda": 3e-4}  # of one step of one training config, before any arithmetic
 _JOB_SECONDS = 0.7  # reading features, scoring with intervals and writing results
 _START_SECONDS = 5.0  # of worker processes, when there are several
@@ -48,12 +50,20 @@ def assemble(draft: Draft) -> Plan:
     passes, n_passes, _ = _rounds_of_passes(allotment.rounds, entries, missing, draft.encoders, settings)
     lengths = {list_id: len(images) for list_id, images in draft.lists.items()}
     stores = plan_stores(passes, entries, to_do, lengths, allotment.left, cache, ignore_cached=settings.no_cache)
-    units = [*stores.units, *(_after_stores(_job_unit(job, entries, settings), job, stores) for job in to_do)]
-    provenance = {f"text {label}": text for label, text in draft.texts.items() if text}
     n_devices = len(settings.devices)
+    job_units = [_after_stores(_job_unit(job, entries, settings), job, stores) for job in to_do]
+    loads = [
+        load_of(job, stages_of(job, entries, settings), settings, _head_seconds(job, entries, settings), unit.cost)
+        for job, unit in zip(to_do, job_units, strict=True)
+    ]
+    shared = choose_shared(loads, n_devices)
+    units = release_after_parts([*stores.units, *share_out(job_units, loads, shared, n_devices)])
+    provenance = {f"text {label}": text for label, text in draft.texts.items() if text}
     return Plan(
         settings=settings,
-        context=RunContext(settings, folder, draft.encoders, draft.lists, entries, dict(draft.jobs), provenance, stores.places),
+        context=RunContext(
+            settings, folder, draft.encoders, draft.lists, entries, dict(draft.jobs), provenance, stores.places, frozenset(shared)
+        ),
         units=tuple(units),
         to_do=tuple(to_do),
         done=tuple(job for job in draft.jobs.values() if job.id in done),
@@ -202,14 +212,16 @@ def _job_unit(job: Job, entries: Mapping[str, Entry], settings: RunSettings) -> 
 
 
 def _head_seconds(job: Job, entries: Mapping[str, Entry], settings: RunSettings) -> float:
-    """Training of all heads: about 6 operations per weight and sample, and every step costs something by itself."""
+    """Arithmetic, which is about 6 operations per weight and sample in training; and every step costs something by itself."""
     task, fit = job.task, job.n_samples.get(FIT, 0)
-    dims = max((math.prod(entries[key].row_shape or (1,)) for plan in job.roles.values() for key in plan.entries), default=1)
-    outputs = len(job.classes or (1,))
-    weights = sum(_weights(config, dims, outputs) for config in task.configs.values())
     epochs = task.num_epochs * len(task.seeds)
-    steps = math.ceil(fit / task.batch_size) * epochs * len(task.configs)
-    return 6.0 * weights * epochs * fit / _HEAD_FLOPS + steps * _STEP_SECONDS[settings.device_kind]
+    if stages := stages_of(job, entries, settings):
+        flops = sum(stage.flops for stage in stages)
+    else:
+        dims = max((math.prod(entries[key].row_shape or (1,)) for plan in job.roles.values() for key in plan.entries), default=1)
+        flops = 6.0 * sum(_weights(config, dims, len(job.classes or (1,))) for config in task.configs.values()) * epochs * fit
+    steps = math.ceil(fit / task.batch_size) * epochs * len(task.configs) if by_epochs(get_probe(task.probe)) or not stages else 0
+    return flops / SPEED[settings.device_kind] + steps * _STEP_SECONDS[settings.device_kind]
 
 
 def _weights(config: Any, dims: int, outputs: int) -> int:

@@ -22,6 +22,7 @@ from virb.data.transforms import Geometry
 from virb.data.windows import WindowedImages
 from virb.errors import UserError
 from virb.metrics.base import Statistics
+from virb.probes.pieces import WHOLE, Pieces
 from virb.sources import import_attribute
 
 Selection = Literal["val", "test-last", "test-best"]
@@ -133,6 +134,7 @@ class Context:
     scalars: Callable[[str, str, float, int], None] = lambda config, tag, value, step: None  # TensorBoard: config, tag, value, step
     encoder: Callable[[], Any] | None = None  # loads the job's encoder on the device, for heads that start from a part of it
     cores: int = 1  # of the CPU that the probe may keep busy; numbers must be the same for any
+    pieces: Pieces = WHOLE  # where work that several devices can share is asked for
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,10 @@ class Probe(Protocol):
     # ``places`` are folders below which a relative path is sought
     # def listed(configs: Mapping[str, BaseModel], sample_ids: np.ndarray, dataset: str, folder: Path | None, places: Sequence[Path])
     #     -> Listed | None
+    # One whose work several devices can share says in which stages it asks ``context.pieces`` for pieces, how many these are and how much
+    # work, by sizes alone (``virb.probes.pieces``); () where this job cannot be shared:
+    # @staticmethod
+    # def stages(configs: Mapping[str, BaseModel], sizes: Sizes) -> Sequence[Stage]
     # and it has exactly one of these, by ``shape``:
     # def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome
     # def from_batches(self, encoder, loaders: Mapping[str, BatchLoader], settings: Settings, context: Context) -> Outcome

@@ -8,14 +8,11 @@ products for all of them; each config has its own optimizer, learning rate, weig
 from __future__ import annotations
 
 import math
-import pickle
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +22,7 @@ from virb.functional.randomness import torch_generator
 from virb.io import write_atomic
 from virb.probes.heads import HeadShape, Stack, take_head
 from virb.probes.losses import find_loss
+from virb.probes.pieces import load_saved
 from virb.probes.selection import preference
 from virb.probes.split import Split
 from virb.probes.stacks import GradientSettings, Group, divide
@@ -60,6 +58,16 @@ class Trained:
     head: Stack | None = None
 
 
+def divide_grid(
+    shapes: Mapping[str, HeadShape], configs: Mapping[str, GradientSettings], batch_size: int, device: torch.device
+) -> list[tuple[str, ...]]:
+    """The configs as groups whose numbers do not depend on each other in any bit; by sizes alone, whoever trains them."""
+    by_shape: dict[HeadShape, dict[str, GradientSettings]] = {}
+    for name, config in configs.items():
+        by_shape.setdefault(shapes[name], {})[name] = config
+    return [tuple(part) for shape, members in by_shape.items() for part in divide(shape, members, batch_size, device)]
+
+
 def train_grid(
     shapes: Mapping[str, HeadShape],
     configs: Mapping[str, GradientSettings],
@@ -73,12 +81,16 @@ def train_grid(
     checkpoint: Path | None = None,
     save_every_s: float = 30.0,
     notes: list[str] | None = None,
+    groups: Sequence[tuple[str, ...]] | None = None,
 ) -> dict[str, Trained]:
     """Trains all configs on ``fit``. With ``score`` each config keeps the head of its best epoch there (see ``selection.preference``),
     else of the last one. ``on_epoch`` gets the records of every epoch once, after a restart also those of the epochs already done.
 
-    ``cores``: how many of a CPU's the training may use; the numbers are the same for any. ``notes`` is told what did not go as planned."""
-    grid = _Grid(shapes, configs, len(fit), recipe, device)
+    ``cores``: how many of a CPU's the training may use; the numbers are the same for any. ``notes`` is told what did not go as planned.
+    ``groups``: some of those of ``divide_grid``, where not all are to be trained here."""
+    divided = divide_grid(shapes, configs, recipe.batch_size, device) if groups is None else groups
+    configs = {name: config for name, config in configs.items() if any(name in names for names in divided)}
+    grid = _Grid(shapes, configs, divided, len(fit), recipe, device)
     trained = {name: Trained() for name in configs}
     last_epoch = min(recipe.epochs, recipe.stop_after or recipe.epochs)
     places = [group.names for group in grid.groups]
@@ -147,19 +159,18 @@ class _Grid:
     """The heads of all configs on the device, in groups of one shape."""
 
     def __init__(
-        self, shapes: Mapping[str, HeadShape], configs: Mapping[str, GradientSettings], n_fit: int, recipe: Recipe, device: torch.device
+        self,
+        shapes: Mapping[str, HeadShape],
+        configs: Mapping[str, GradientSettings],
+        groups: Sequence[tuple[str, ...]],
+        n_fit: int,
+        recipe: Recipe,
+        device: torch.device,
     ) -> None:
         self._recipe, self._order = recipe, list(configs)
         self._n_steps = math.ceil(n_fit / recipe.batch_size)
-        by_shape: dict[HeadShape, dict[str, GradientSettings]] = {}
-        for name, config in configs.items():
-            by_shape.setdefault(shapes[name], {})[name] = config
         loss = find_loss(recipe.loss)
-        self.groups = [
-            Group(shape, part, configs, loss, recipe.metrics, recipe.seed, device)
-            for shape, members in by_shape.items()
-            for part in divide(shape, members, recipe.batch_size, device)
-        ]
+        self.groups = [Group(shapes[names[0]], names, configs, loss, recipe.metrics, recipe.seed, device) for names in groups]
         self._group_of = {name: group for group in self.groups for name in group.names}
 
     def begin_epoch(self, epoch: int) -> None:
@@ -194,13 +205,8 @@ def _save(path: Path, fingerprint: str, epoch: int, grid: _Grid, trained: Mappin
 
 def _restore(path: Path | None, fingerprint: str, grid: _Grid, trained: Mapping[str, Trained], device: torch.device) -> int:
     """Puts a saved state in place; the number of epochs done, 0 when there is none that belongs to this training."""
-    if path is None or not path.exists() or not zipfile.is_zipfile(path):
-        return 0
-    try:
-        whole: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError):
-        return 0  # a damaged disk: training again costs time, never a number
-    if whole.get("fingerprint") != fingerprint:
+    whole = load_saved(path, fingerprint, device)
+    if whole is None:
         return 0
     for group, saved in zip(grid.groups, whole["groups"], strict=True):
         for target, source in ((group.params, saved["params"]), (group.best, saved["best"])):

@@ -6,7 +6,7 @@ reported samples are compared with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -15,15 +15,17 @@ from torch import Tensor
 
 from virb.config.check import Strict
 from virb.errors import ViRBError
-from virb.functional.knn import Nearest, normalise, piece_rows, vote
+from virb.functional.knn import QUERY_BLOCK, Nearest, normalise, piece_rows, vote
 from virb.metrics.base import Metric, Statistics, find_metric
 from virb.metrics.classification import rank_of_target
-from virb.probes.base import Context, Outcome, RoleData, Run, Settings, register_probe
+from virb.probes.base import FIT, REPORT, SELECT, Context, Outcome, RoleData, Run, Settings, register_probe
+from virb.probes.pieces import Sizes, Stage
 from virb.probes.prepare import Prepared, prepare
 from virb.probes.sheets import Sheet, choose_by, deterministic, measure, outcome
 from virb.probes.split import Split, join, sample_width
 
 _QUERIES = 1 << 26  # numbers of the queries that are searched at once: 256 MB
+_SELECT, _REPORT = "choose", "report"  # stages that several devices can share
 _VOTES = 1 << 23  # numbers of one batch of votes: 64 MB
 
 
@@ -76,17 +78,33 @@ class KnnProbe:
     def check_features(role: str, shape: tuple[int, ...] | None) -> None:
         sample_width(role, shape)
 
+    @staticmethod
+    def stages(configs: Mapping[str, BaseModel], sizes: Sizes) -> tuple[Stage, ...]:
+        """Each block of queries is compared with the whole bank. An index of faiss's would be made by everybody who shares."""
+        own = [config for config in configs.values() if isinstance(config, KnnConfig)]
+        if any(config.index != "exact" for config in own):
+            return ()
+        searches = len({config.search() for config in own})
+        found = []
+        for stage, role, times in ((_SELECT, SELECT, searches), (_REPORT, REPORT, 1)):
+            chooses = stage == _SELECT
+            n = sizes.n_samples.get(REPORT if chooses and sizes.selection != "val" else role, 0)
+            if n and (chooses or sizes.selection == "val"):
+                pieces = -(-n // _piece_rows(sizes.width)) * times
+                found.append(Stage(stage, 2.0 * times * n * sizes.n_samples.get(FIT, 0) * sizes.width, pieces))
+        return tuple(found)
+
     def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
         data = prepare(roles, settings, context.device, loss="cross_entropy")
         configs = {name: config for name, config in settings.configs.items() if isinstance(config, KnnConfig)}
         steps = _Steps(context, len({config.search() for config in configs.values()}) * (1 if data.report in (None, data.score) else 2))
-        chosen_by = _score(configs, data.fit, data.score, data, settings, steps)
+        chosen_by = _score(_SELECT, configs, data.fit, data.score, data, settings, context, steps)
         primary = find_metric(settings.metrics[0])
         chosen = choose_by(chosen_by, configs, primary.name, primary.higher_is_better)
         reported: Mapping[str, Sheet] = chosen_by if data.score is data.report else {}
         bank = join(data.fit, data.score) if settings.refit else data.fit
         if data.report is not None and data.score is not data.report:
-            reported = _score({chosen: configs[chosen]}, bank, data.report, data, settings, steps)
+            reported = _score(_REPORT, {chosen: configs[chosen]}, bank, data.report, data, settings, context, steps)
         on_select = chosen_by if data.score is not data.report else {}
         outcomes = {name: outcome(name, on_select.get(name), reported.get(name)) for name in configs}
         notes = [*data.notes, *_notes(configs, len(data.fit)), *deterministic(settings.seeds)]
@@ -113,31 +131,77 @@ class _Steps:
 
 
 def _score(
-    configs: Mapping[str, KnnConfig], bank: Split, queries: Split, data: Prepared, settings: Settings, steps: _Steps
+    stage: str,
+    configs: Mapping[str, KnnConfig],
+    bank: Split,
+    queries: Split,
+    data: Prepared,
+    settings: Settings,
+    context: Context,
+    steps: _Steps,
 ) -> dict[str, Sheet]:
+    """All configs on all queries. A piece is a block of queries in one search: what is found of it depends on no other."""
     if bank.targets is None or queries.targets is None:
         raise ViRBError(f"the {queries.name if bank.targets is not None else bank.name} samples have no targets")
     metrics = [find_metric(name) for name in settings.metrics]
-    sheets = {name: Sheet(metrics) for name in configs}
     bank.set_epoch(0)
     queries.set_epoch(0)
-    for search in dict.fromkeys(config.search() for config in configs.values()):
-        group = {name: config for name, config in configs.items() if config.search() == search}
-        first = next(iter(group.values()))
-        k = min(max(config.k for config in group.values()), len(bank))
-        index = None if first.index == "exact" else _faiss_index(first, bank, data.width)
-        blocks = list(queries.chunks(max(1, _QUERIES // data.width)))
-        for number, positions in enumerate(blocks):
-            x = _prepared(queries.features(positions), first.normalise)
-            if index is None:
-                similarity, neighbour = _exact(x, bank, k, first.normalise, steps, number, len(blocks))
-            else:
-                similarity, neighbour = _by_index(index, x, k)
-            steps.tell((number + 1) / len(blocks))
-            truth = queries.targets[positions.to(queries.targets.device)]
-            _vote(group, similarity, neighbour, bank.targets, truth, data.n_outputs, sheets)
-        steps.finish()
+    searches = list(dict.fromkeys(config.search() for config in configs.values()))
+    groups = [{name: config for name, config in configs.items() if config.search() == search} for search in searches]
+    blocks = list(queries.chunks(_piece_rows(data.width)))
+    pieces = [(group, number) for group in range(len(groups)) for number in range(len(blocks))]
+
+    targets = bank.targets, queries.targets
+
+    def find(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for group in dict.fromkeys(pieces[number][0] for number in numbers):
+            own = [blocks[pieces[number][1]] for number in numbers if pieces[number][0] == group]
+            for sheets in _search(groups[group], bank, queries, targets, own, data, metrics, steps):
+                yield {name: sheet.state() for name, sheet in sheets.items()}
+            steps.finish()
+
+    sheets = {name: Sheet(metrics) for name in configs}
+    names = [(list(groups[group]), number, len(bank), len(queries)) for group, number in pieces]
+    for found in context.pieces.of(stage, names, find):
+        for name, state in found.items():
+            sheets[name].extend(state)
     return sheets
+
+
+def _piece_rows(width: int) -> int:
+    return min(QUERY_BLOCK, max(1, _QUERIES // max(1, width)))
+
+
+def _search(
+    group: Mapping[str, KnnConfig],
+    bank: Split,
+    queries: Split,
+    targets: tuple[Tensor, Tensor],
+    blocks: Sequence[Tensor],
+    data: Prepared,
+    metrics: Sequence[Metric],
+    steps: _Steps,
+) -> Iterator[dict[str, Sheet]]:
+    """The sheets of each block of queries; ``targets`` are those of the bank and of the queries. As many blocks as memory holds go through
+    the bank together."""
+    first = next(iter(group.values()))
+    k = min(max(config.k for config in group.values()), len(bank))
+    index = None if first.index == "exact" else _faiss_index(first, bank, data.width)
+    several = max(1, _QUERIES // max(1, data.width) // max(map(len, blocks)))
+    together = [blocks[start : start + several] for start in range(0, len(blocks), several)]
+    for number, here in enumerate(together):
+        x = _prepared(queries.features(torch.cat(list(here))), first.normalise)
+        if index is None:
+            similarity, neighbour = _exact(x, bank, k, first.normalise, steps, number, len(together))
+        else:
+            similarity, neighbour = _by_index(index, x, k)
+        steps.tell((number + 1) / len(together))
+        sizes = [len(positions) for positions in here]
+        known, asked = targets
+        for positions, near, rows in zip(here, similarity.split(sizes), neighbour.split(sizes), strict=True):
+            sheets = {name: Sheet(metrics) for name in group}
+            _vote(group, near, rows, known, asked[positions.to(asked.device)], data.n_outputs, sheets)
+            yield sheets
 
 
 def _vote(

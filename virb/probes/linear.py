@@ -5,10 +5,10 @@ Reads top to bottom: what is fitted, selected and reported on; the grid of every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel
@@ -18,9 +18,10 @@ from virb.config.training import GradientConfig, MlpConfig
 from virb.errors import UserError, ViRBError
 from virb.metrics.base import find_metric
 from virb.probes.base import FIT, SELECT, ConfigOutcome, Context, Outcome, Predictions, RoleData, Run, Settings, register_probe
-from virb.probes.grid import Recipe, Record, Trained, train_grid
+from virb.probes.grid import Recipe, Record, Trained, divide_grid, train_grid
 from virb.probes.heads import HeadShape, Stack, apply_head, with_images
 from virb.probes.losses import find_loss
+from virb.probes.pieces import Sizes, Stage
 from virb.probes.prepare import prepare
 from virb.probes.selection import choose, over_seeds
 from virb.probes.split import Split, join, n_images, sample_width
@@ -32,9 +33,28 @@ class GradientProbe:
     shape: ClassVar[Literal["features"]] = "features"
     save_every_s: ClassVar[float] = 30.0  # a training state is saved at most this often
 
-    def hidden(self, config: GradientConfig) -> int | None:
+    @classmethod
+    def hidden(cls, config: GradientConfig) -> int | None:
         """Width of the hidden layer, None for a linear head."""
         return None
+
+    @classmethod
+    def shapes(cls, configs: Mapping[str, GradientConfig], width: int, n_outputs: int, images: int) -> dict[str, HeadShape]:
+        """The head of each config; samples have so many images, ``width`` numbers together."""
+        return {
+            name: HeadShape(width, n_outputs, cls.hidden(config), images, "concat" if images == 1 else config.head, config.init)
+            for name, config in configs.items()
+        }
+
+    @classmethod
+    def stages(cls, configs: Mapping[str, BaseModel], sizes: Sizes) -> tuple[Stage, ...]:
+        """Groups of configs are trained by themselves, and so is each seed: about 6 operations per weight and sample."""
+        own = {name: config for name, config in configs.items() if isinstance(config, GradientConfig)}
+        shapes = cls.shapes(own, sizes.width, sizes.n_outputs, sizes.n_images)
+        groups = divide_grid(shapes, own, sizes.batch_size, torch.device(sizes.device_kind))
+        weights = sum(rows * columns for shape in shapes.values() for _, rows, columns in shape.layers())
+        seeds = len(sizes.seeds)
+        return (Stage("train", 6.0 * weights * sizes.num_epochs * seeds * sizes.n_samples.get(FIT, 0), len(groups) * seeds),)
 
     @staticmethod
     def check_features(role: str, shape: tuple[int, ...] | None) -> None:
@@ -53,11 +73,7 @@ class GradientProbe:
         data = prepare(roles, settings, context.device)
         primary = find_metric(settings.metrics[0])
         configs = {name: config for name, config in settings.configs.items() if isinstance(config, GradientConfig)}
-        images = n_images(roles[FIT].features.shape)
-        shapes = {
-            name: HeadShape(data.width, data.n_outputs, self.hidden(config), images, "concat" if images == 1 else config.head, config.init)
-            for name, config in configs.items()
-        }
+        shapes = self.shapes(configs, data.width, data.n_outputs, n_images(roles[FIT].features.shape))
         recipe = Recipe(
             epochs=settings.num_epochs,
             batch_size=settings.batch_size,
@@ -68,15 +84,37 @@ class GradientProbe:
             higher_is_better=primary.higher_is_better,
             score_every=settings.selection != "test-last",
         )
-        phases = len(settings.seeds) * (2 if settings.refit else 1)
-        trainings = _Trainings(context, self.save_every_s, phases * settings.num_epochs)
+        trainings = _Trainings(context, self.save_every_s, settings.num_epochs)
+        trainings.expect(len(settings.seeds) * (2 if settings.refit else 1))
 
-        by_seed: dict[int, dict[str, Trained]] = {}
-        for seed in settings.seeds:
-            # One seed's curves have plain tags; the curves of further seeds stand beside them.
-            prefix = "" if seed == settings.seeds[0] else f"seed{seed}/"
-            tell = _curves(context, prefix)
-            by_seed[seed] = trainings.run(f"grid-seed{seed}", shapes, configs, data.fit, data.score, replace(recipe, seed=seed), tell)
+        groups = divide_grid(shapes, configs, settings.batch_size, context.device)
+        pieces = [(seed, names) for seed in settings.seeds for names in groups]
+        # One seed's curves have plain tags; the curves of further seeds stand beside them.
+        tells = {seed: _curves(context, "" if seed == settings.seeds[0] else f"seed{seed}/") for seed in settings.seeds}
+
+        def train(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+            asked = [pieces[number] for number in numbers]  # seed by seed
+            seeds = list(dict.fromkeys(seed for seed, _ in asked))
+            if context.pieces.shared:
+                trainings.expect(len(seeds))
+            for seed in seeds:
+                own = [names for other, names in asked if other == seed]
+                tell = None if context.pieces.shared else tells[seed]  # else they are told when all groups are there
+                again = replace(recipe, seed=seed)
+                found = trainings.run(f"grid-seed{seed}", shapes, configs, data.fit, data.score, again, tell, own)
+                for names in own:
+                    yield {"configs": {name: vars(found[name]) for name in names}, "notes": trainings.notes}
+
+        made = context.pieces.of("train", [(*piece, len(data.fit), len(data.score)) for piece in pieces], train)
+        by_seed: dict[int, dict[str, Trained]] = {seed: {} for seed in settings.seeds}
+        for (seed, _), found in zip(pieces, made, strict=True):
+            trainings.notes += [note for note in found["notes"] if note not in trainings.notes]
+            by_seed[seed] |= {name: Trained(**state) for name, state in found["configs"].items()}
+        if context.pieces.shared:
+            trainings.expect(len(settings.seeds))  # of the chosen config
+            for seed, trained in by_seed.items():
+                for epoch in range(1, settings.num_epochs + 1):
+                    tells[seed](epoch, {name: trained[name].history[epoch - 1] for name in configs if len(trained[name].history) >= epoch})
 
         role = data.score.name
         candidates = [
@@ -124,7 +162,8 @@ class MlpProbe(GradientProbe):
     name: ClassVar[str] = "mlp"
     Config: ClassVar[type[BaseModel]] = MlpConfig
 
-    def hidden(self, config: GradientConfig) -> int | None:
+    @classmethod
+    def hidden(cls, config: GradientConfig) -> int | None:
         return config.hidden if isinstance(config, MlpConfig) else None
 
 
@@ -144,10 +183,14 @@ def predict(head: Stack, split: Split, batch_size: int, loss: str) -> Prediction
 class _Trainings:
     """Runs trainings one after another under one progress count, each with its own saved state."""
 
-    def __init__(self, context: Context, save_every_s: float, total: int) -> None:
-        self._context, self._save_every_s, self._total = context, save_every_s, total
-        self._before = 0
+    def __init__(self, context: Context, save_every_s: float, epochs: int) -> None:
+        self._context, self._save_every_s, self._epochs = context, save_every_s, epochs
+        self._before = self._total = 0
         self.notes: list[str] = []
+
+    def expect(self, trainings: int) -> None:
+        """So many are to come."""
+        self._before, self._total = 0, trainings * self._epochs
 
     def run(
         self,
@@ -158,6 +201,7 @@ class _Trainings:
         score: Split | None,
         recipe: Recipe,
         tell: Callable[[int, Mapping[str, Record]], None] | None = None,
+        groups: Sequence[tuple[str, ...]] | None = None,
     ) -> dict[str, Trained]:
         def on_epoch(epoch: int, records: Mapping[str, Record]) -> None:
             if tell is not None:
@@ -177,6 +221,7 @@ class _Trainings:
             checkpoint=None if scratch is None else scratch / f"{name}.pt",
             save_every_s=self._save_every_s,
             notes=self.notes,
+            groups=groups,
         )
         self._before += recipe.epochs
         return trained

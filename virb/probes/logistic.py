@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
@@ -14,14 +15,18 @@ from virb.config.check import Strict
 from virb.errors import ViRBError
 from virb.functional.softmax_regression import fit_softmax
 from virb.metrics.base import find_metric
-from virb.probes.base import Context, Outcome, RoleData, Run, Settings, register_probe
+from virb.probes.base import FIT, Context, Outcome, RoleData, Run, Settings, register_probe
 from virb.probes.heads import Stack, forward, stack_heads, take_head
+from virb.probes.pieces import WHOLE, Pieces, Sizes, Stage
 from virb.probes.prepare import prepare
 from virb.probes.sheets import Sheet, choose_by, deterministic, outcome, score
 from virb.probes.split import Split, join, sample_width
 
 _MEMORY = 4 << 30  # bytes of the histories of all configs that are solved at once
 _READ = 1 << 24  # numbers of one piece of features when their mean and spread are taken
+_LEAST_WEIGHTS = 1 << 18  # of configs that are solved together, under which products lose speed
+_LEAST_WORK = {"cpu": 1 << 30, "cuda": 1 << 37}  # multiplications of one evaluation under which a batch of its own costs more than it saves
+_EVALUATIONS = 150  # of one config, for estimates
 
 
 class LogisticConfig(Strict):
@@ -60,10 +65,18 @@ class LogisticProbe:
     def check_features(role: str, shape: tuple[int, ...] | None) -> None:
         sample_width(role, shape)
 
+    @staticmethod
+    def stages(configs: Mapping[str, BaseModel], sizes: Sizes) -> tuple[Stage, ...]:
+        """Each batch of configs is solved by itself."""
+        own = {name: config for name, config in configs.items() if isinstance(config, LogisticConfig)}
+        n, n_params = sizes.n_samples.get(FIT, 0), sizes.n_outputs * (sizes.width + 1)
+        batches = batches_of(own, n, n_params, sizes.device_kind)
+        return (Stage("fit", 4.0 * n * n_params * len(own) * _EVALUATIONS, len(batches)),)
+
     def from_features(self, roles: Mapping[str, RoleData], settings: Settings, context: Context) -> Outcome:
         data = prepare(roles, settings, context.device, loss="cross_entropy")
         configs = {name: config for name, config in settings.configs.items() if isinstance(config, LogisticConfig)}
-        heads = fit_heads(data.fit, data.n_outputs, configs, context)
+        heads = fit_heads(data.fit, data.n_outputs, configs, context, context.pieces)
         scores_of = linear_scores({name: fitted.head for name, fitted in heads.items()}, context.device)
 
         def measured(split: Split) -> dict[str, Sheet]:
@@ -107,7 +120,9 @@ def linear_scores(heads: Mapping[str, Stack], device: torch.device) -> Callable[
     return scores_of
 
 
-def fit_heads(fit: Split, n_outputs: int, configs: Mapping[str, LogisticConfig], context: Context) -> dict[str, FittedHead]:
+def fit_heads(
+    fit: Split, n_outputs: int, configs: Mapping[str, LogisticConfig], context: Context, pieces: Pieces = WHOLE
+) -> dict[str, FittedHead]:
     """A linear head of every config. A class without a sample has no weights and a bias of minus infinity: its probability is zero."""
     if fit.targets is None:
         raise ViRBError(f"the {fit.name} samples have no targets")
@@ -116,52 +131,80 @@ def fit_heads(fit: Split, n_outputs: int, configs: Mapping[str, LogisticConfig],
     if len(classes) < 2:
         raise ViRBError(f"all {len(fit):,} {fit.name} samples are of one class; a head needs at least two")
     mean, spread = moments(fit)
-    found: dict[str, FittedHead] = {}
-    for names in _batches(configs, len(classes) * (len(mean) + 1)):
-        config = configs[names[0]]
-        dtype = torch.float64 if config.precision == "float64" else torch.float32
-        divisor = torch.where(spread > 0, spread, 1.0) if config.standardise else torch.ones_like(spread)
+    batches = batches_of(configs, len(fit), len(classes) * (len(mean) + 1), context.device.type)
 
-        def read(positions: Tensor, divisor: Tensor = divisor, dtype: torch.dtype = dtype) -> Tensor:
-            return fit.features(positions).to(dtype) / divisor.to(dtype)
+    def solve(numbers: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
+        return (_solve(fit, classes, targets, n_outputs, (mean, spread), configs, batches[number], context) for number in numbers)
 
-        def tell(done: int, left: int, limit: int = config.max_iter) -> None:
-            context.progress("L-BFGS", min(done, limit), limit)
-
-        fitted = fit_softmax(
-            read if config.standardise else fit.features,
-            targets,
-            len(classes),
-            [configs[name].C for name in names],
-            tolerance=config.tolerance,
-            max_iter=config.max_iter,
-            dtype=dtype,
-            shift=mean / divisor,
-            spread=spread / divisor,
-            on_evaluation=tell,
-        )
-        weight = torch.zeros(len(names), n_outputs, len(mean), device=fit.targets.device)
-        bias = torch.full((len(names), n_outputs), -torch.inf, device=fit.targets.device)
-        weight[:, classes] = (fitted.weight / divisor.to(dtype)).float()
-        bias[:, classes] = fitted.bias.float()
-        stack = {"head.weight": weight, "head.bias": bias}
-        minima = fitted.minima
-        facts = zip(minima.converged.tolist(), minima.iterations.tolist(), minima.gradient.tolist(), strict=True)
-        for row, (name, (converged, steps, gradient)) in enumerate(zip(names, facts, strict=True)):
-            state = "converged" if converged else "not converged"
-            note = f"{name}: {state} after {steps} iterations, largest gradient {gradient:.1e}"
-            found[name] = FittedHead(take_head(stack, row), converged, note)
+    made = pieces.of("fit", [(names, len(fit)) for names in batches], solve)
+    found = {name: FittedHead(**state) for names, of in zip(batches, made, strict=True) for name, state in zip(names, of, strict=True)}
     return {name: found[name] for name in configs}
 
 
-def _batches(configs: Mapping[str, LogisticConfig], n_params: int) -> Iterable[list[str]]:
-    """Configs that are solved together, as many as memory holds the histories of."""
+def _solve(
+    fit: Split,
+    classes: Tensor,
+    targets: Tensor,
+    n_outputs: int,
+    scale: tuple[Tensor, Tensor],
+    configs: Mapping[str, LogisticConfig],
+    names: Sequence[str],
+    context: Context,
+) -> list[dict[str, Any]]:
+    """Configs of one batch; of each what ``FittedHead`` holds. ``targets`` count among the ``classes`` that have samples; ``scale``: mean
+    and standard deviation of each feature."""
+    mean, spread = scale
+    config = configs[names[0]]
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    divisor = torch.where(spread > 0, spread, 1.0) if config.standardise else torch.ones_like(spread)
+
+    def read(positions: Tensor) -> Tensor:
+        return fit.features(positions).to(dtype) / divisor.to(dtype)
+
+    def tell(done: int, left: int) -> None:
+        context.progress("L-BFGS", min(done, config.max_iter), config.max_iter)
+
+    fitted = fit_softmax(
+        read if config.standardise else fit.features,
+        targets,
+        len(classes),
+        [configs[name].C for name in names],
+        tolerance=config.tolerance,
+        max_iter=config.max_iter,
+        dtype=dtype,
+        shift=mean / divisor,
+        spread=spread / divisor,
+        on_evaluation=tell,
+    )
+    weight = torch.zeros(len(names), n_outputs, len(mean), device=targets.device)
+    bias = torch.full((len(names), n_outputs), -torch.inf, device=weight.device)
+    weight[:, classes] = (fitted.weight / divisor.to(dtype)).float()
+    bias[:, classes] = fitted.bias.float()
+    stack = {"head.weight": weight, "head.bias": bias}
+    minima = fitted.minima
+    facts = zip(minima.converged.tolist(), minima.iterations.tolist(), minima.gradient.tolist(), strict=True)
+    found = []
+    for row, (name, (converged, steps, gradient)) in enumerate(zip(names, facts, strict=True)):
+        state = "converged" if converged else "not converged"
+        note = f"{name}: {state} after {steps} iterations, largest gradient {gradient:.1e}"
+        found.append({"head": take_head(stack, row), "converged": converged, "note": note})
+    return found
+
+
+def batches_of(configs: Mapping[str, LogisticConfig], n: int, n_params: int, device_kind: str) -> list[tuple[str, ...]]:
+    """Configs that are solved together, by sizes alone: no more than memory holds the histories of, and no more than it takes to keep
+    products fast, for batches can go to several devices. ``n``: samples; ``n_params``: of one head."""
     groups: dict[tuple[int, float, bool, str], list[str]] = {}
     for name, config in configs.items():
         groups.setdefault(config.solver(), []).append(name)
+    batches: list[tuple[str, ...]] = []
     for (_, _, _, precision), names in groups.items():
         most = max(1, _MEMORY // (28 * n_params * (8 if precision == "float64" else 4)))  # ten pairs of differences and some
-        yield from (names[first : first + most] for first in range(0, len(names), most))
+        whole = len(names) * n_params
+        wanted = min(whole // _LEAST_WEIGHTS, n * whole // _LEAST_WORK[device_kind])
+        count = max(-(-len(names) // most), min(len(names), wanted), 1)
+        batches += [tuple(names[place] for place in part) for part in np.array_split(np.arange(len(names)), count)]
+    return batches
 
 
 def moments(split: Split) -> tuple[Tensor, Tensor]:

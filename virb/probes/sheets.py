@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,22 @@ class Sheet:
             self._parts.setdefault(metric.name, []).append(measure_batch(metric, scores, targets))
         if self.with_loss:
             self._losses.append(cross_entropy(scores[:, None], targets)[:, 0].double().cpu())
+
+    def state(self) -> dict[str, Any]:
+        """All that was added, as tensors and plain values."""
+        parts = {
+            name: [(torch.from_numpy(p.values), None if p.group is None else torch.from_numpy(p.group), p.n_groups) for p in own]
+            for name, own in self._parts.items()
+        }
+        return {"predicted": self._predicted, "parts": parts, "losses": self._losses}
+
+    def extend(self, state: Mapping[str, Any]) -> None:
+        """What was added to another sheet comes after what was added to this one."""
+        self._predicted += state["predicted"]
+        for name, parts in state["parts"].items():
+            found = [Statistics(values.numpy(), None if group is None else group.numpy(), n) for values, group, n in parts]
+            self._parts.setdefault(name, []).extend(found)
+        self._losses += state["losses"]
 
     @property
     def loss(self) -> float | None:

@@ -24,6 +24,7 @@ from virb.probes.tally import Tally
 
 _LEAST_WORK = 2**24  # multiplications of a step under which a group is not worth a thread's turn
 _LEAST_WEIGHTS = 2**17  # parameters under which products lose speed
+_LEAST_WORK_OF_GPU = 2**33  # multiplications of a step under which a GPU would notice that there are several groups
 
 
 class GradientSettings(Protocol):
@@ -44,15 +45,15 @@ class GradientSettings(Protocol):
 
 
 def divide(shape: HeadShape, configs: Mapping[str, GradientSettings], batch_size: int, device: torch.device) -> list[list[str]]:
-    """Configs of one shape, as groups that are stepped one after another or by different threads. On a GPU one group holds all. On a CPU
-    the number of groups depends on sizes alone, never on how many cores there are, so that numbers do not either."""
+    """Configs of one shape, as groups that are stepped one after another, by different threads or by different devices. Their number
+    depends on sizes alone, never on how many cores or devices there are, so that numbers do not either. On a GPU one group holds all,
+    unless that is work enough for several."""
     # Those with the same kind of optimizer lie side by side.
     names = sorted(configs, key=lambda name: _kind(configs[name]))
-    if device.type != "cpu":
-        return [names]
     first = shape.layers()[0]
     weights = len(names) * first[1] * first[2]
-    count = max(1, min(len(names), weights // _LEAST_WEIGHTS, weights * batch_size // _LEAST_WORK))
+    least = _LEAST_WORK if device.type == "cpu" else _LEAST_WORK_OF_GPU
+    count = max(1, min(len(names), weights // _LEAST_WEIGHTS, weights * batch_size // least))
     count -= count % 2 if count > 1 else 0  # even numbers go well into most numbers of cores
     return [part.tolist() for part in np.array_split(np.array(names, dtype=object), count)]
 

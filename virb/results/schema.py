@@ -21,7 +21,7 @@ from virb.io import write_atomic
 SCHEMA_VERSION = 1
 SCHEMA_FOLDER = Path(__file__).parent / "schemas"
 # What differs between two runs that found the same; everything else in a job is a function of its key.
-VOLATILE = ("timings", "tier", "provenance")
+VOLATILE = ("timings", "tier", "parts", "provenance")
 
 
 def finite_or_none(value: Any) -> Any:
@@ -185,6 +185,17 @@ class Timing(Record):
     items: int | None = None
 
 
+class JobPart(Record):
+    """A share of a job's work that a device did before the job itself."""
+
+    stage: str
+    number: int = Field(description="from 1 on")
+    of: int
+    device: str
+    seconds: float
+    finished: str
+
+
 class Hardware(Record):
     cpu: str
     cores: int
@@ -241,6 +252,7 @@ class Job(Record):
         description="where the working copy of the features was: device, host, mapped or streamed; also if straight from the pass",
     )
     timings: list[Timing] = Field(default_factory=list)
+    parts: list[JobPart] = Field(default_factory=list, description="what several devices did of the job, in this run or an earlier one")
     provenance: Provenance
 
     def primary(self) -> MetricRecord | None:

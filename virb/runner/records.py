@@ -44,6 +44,7 @@ class JobFacts:
     index_lists: dict[str, list[int]] = field(default_factory=dict)
     heads: list[dict[str, Any]] = field(default_factory=list)  # of an eval-only job: which files, with their hashes
     timings: list[schema.Timing] = field(default_factory=list)
+    parts: list[schema.JobPart] = field(default_factory=list)
     curves: Path | None = None  # where the TensorBoard files of the running job are
     notes: list[str] = field(default_factory=list)
     pictures: bytes | None = None  # PNG: input, target and prediction of a few samples
@@ -304,6 +305,7 @@ def _skeleton(facts: JobFacts, status: Any) -> schema.Job:
         streamed=facts.streamed,
         tier=facts.tier,
         timings=facts.timings,
+        parts=facts.parts,
         provenance=provenance(
             started=facts.started,
             finished=utc_now(),

@@ -151,7 +151,7 @@ def _execute(plan: Plan, cache: FeatureCache, console: Any, texts: Mapping[str, 
 
 def clean_up(out: Path, cache_folder: Path) -> None:
     """Takes away what killed runs left half-written. Only the holder of the lease writes below ``out``; a cache may be shared."""
-    for folder in [out / "runs", *out.glob("*/*/"), *out.glob(".jobs/*/*/*/")]:
+    for folder in [out / "runs", *out.glob("*/*/"), *out.glob(".jobs/*/*/*/"), *out.glob(".jobs/*/*/*/*/")]:
         clean_temporaries(folder, older_than=0)
     clean_temporaries(out, older_than=60)  # somebody may be asking for the lease just now
     for folder in [cache_folder, *cache_folder.glob("??/*/")]:

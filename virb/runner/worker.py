@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,10 +30,10 @@ from virb.features.limits import encoder_limit, weight_bytes, working_tier
 from virb.features.local_copies import bring, place_of
 from virb.features.passes import Memory, PassOptions, PassReport, run_slice
 from virb.features.uses import remove_entries
-from virb.io import available_cores, make_folder
+from virb.io import available_cores
 from virb.metrics.base import find_metric
 from virb.plan.graph import Unit, UnitReport
-from virb.plan.jobs import Entry, Job, PassWork, RolePlan, RunContext
+from virb.plan.jobs import Entry, Job, PartWork, PassWork, RolePlan, RunContext
 from virb.plan.samples import class_numbers
 from virb.probes.base import (
     FIT,
@@ -50,6 +51,7 @@ from virb.probes.base import (
     is_labelled,
 )
 from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, stream_batch, usable_samples
+from virb.probes.pieces import PartDone
 from virb.probes.score import score_heads
 from virb.probes.selection import hold_out
 from virb.results import schema
@@ -57,6 +59,7 @@ from virb.results.environment import utc_now
 from virb.runner.curves import Curves
 from virb.runner.devices import cores_of_worker, set_up
 from virb.runner.heads import given_heads
+from virb.runner.parts import is_done, job_folder, part_folder, pieces_of, read_parts, write_part
 from virb.runner.pictures import draw_panel
 from virb.runner.profile import job_seconds, stream_seconds
 from virb.runner.records import JobFacts, report_role, write_outcome
@@ -100,6 +103,8 @@ class _Doer:
             return UnitReport(counts={"released": len(remove_entries(self.cache, unit.payload, except_by=self.context.use))})
         if unit.kind == "pass":
             report = self._pass(unit.payload, tell, self._work, self.held)
+        elif unit.kind == "part":
+            report = self._part(unit.payload, tell)
         else:
             report = self._job_with_room(self.context.jobs[unit.payload], tell)
         report.counts["decoded"] = DECODED.value - self._decoded  # streams decode in jobs
@@ -192,12 +197,19 @@ class _Doer:
         started, began = utc_now(), time.perf_counter()
         entered, self._work, self._stage = began, PassReport(), ("read features", began)
         settings = self.context.settings
-        scratch = make_folder(settings.out / ".jobs" / job.encoder / job.label / job.key[:16])
+        scratch = job_folder(settings.out, job)
         curves = Curves(scratch.parent / "curves", list(job.task.configs))
-        facts = JobFacts(job, self.context, str(self.device), started, curves=curves.folder)
-        cores = cores_of_worker(settings.devices, len(self.context.jobs))
+        facts = JobFacts(job, self.context, str(self.device), started, curves=curves.folder, parts=read_parts(scratch))
         self._facts = facts
-        context = Context(self.device, scratch, tell, curves.add, encoder=lambda: self.encoder(job.encoder), cores=cores)
+        context = Context(
+            self.device,
+            scratch,
+            tell,
+            curves.add,
+            encoder=lambda: self.encoder(job.encoder),
+            cores=self._cores(),
+            pieces=pieces_of(scratch),
+        )
         probe = None if job.heads else get_probe(job.task.probe)()
         self._opened = self._held_rows(job)
         self.memory.notes.clear()
@@ -239,15 +251,51 @@ class _Doer:
             self._add_pass_facts(job, facts)
             summary = write_outcome(facts, outcome)
         except torch.OutOfMemoryError as error:
-            raise ViRBError(
-                f"{job.id} ran out of memory on {self.device}: a smaller batch_size, fewer training configs or another device may help"
-            ) from error
+            raise self._no_memory(job) from error
         finally:
             curves.close()
             self._opened.clear()
         shutil.rmtree(scratch.parent, ignore_errors=True)
         seconds = job_seconds(facts.timings, time.perf_counter() - entered, self._work.seconds)
         return UnitReport(summary=summary, notes=list(self.memory.notes), counts={"streamed": self._work.rows}, seconds=seconds)
+
+    def _part(self, work: PartWork, tell: Tell) -> UnitReport:
+        """A share of a job that several devices share: the probe runs until it comes to it. What is found stays in the job's folder."""
+        job, began = self.context.jobs[work.job], time.perf_counter()
+        folder = job_folder(self.context.settings.out, job)
+        if is_done(folder, work.part):  # by an earlier run
+            return UnitReport()
+        self._stage = "read features", began
+        self._facts = facts = JobFacts(job, self.context, str(self.device), utc_now())
+        scratch, pieces = part_folder(folder, work.part), pieces_of(folder, work.part)
+        context = Context(self.device, scratch, tell, encoder=lambda: self.encoder(job.encoder), cores=self._cores(), pieces=pieces)
+        self._opened = self._held_rows(job)
+        self.memory.notes.clear()
+        try:
+            roles = self._roles(job, self._usable(job, facts), facts)
+            facts.stage("read features", began)
+            asked = time.perf_counter()
+            self._stage = "probe", asked
+            with suppress(PartDone):
+                get_probe(job.task.probe)().from_features(roles, _settings(job), context)
+            facts.stage("probe", asked)
+        except torch.OutOfMemoryError as error:
+            raise self._no_memory(job) from error
+        finally:
+            self._opened.clear()
+        seconds = time.perf_counter() - began
+        write_part(folder, work.part, str(self.device), seconds, utc_now())
+        return UnitReport(notes=list(self.memory.notes), seconds=job_seconds(facts.timings, seconds))
+
+    def _cores(self) -> int:
+        """Where a job is shared, all workers are at work."""
+        devices = self.context.settings.devices
+        return cores_of_worker(devices, len(devices) if self.context.shared else len(self.context.jobs))
+
+    def _no_memory(self, job: Job) -> ViRBError:
+        return ViRBError(
+            f"{job.id} ran out of memory on {self.device}: a smaller batch_size, fewer training configs or another device may help"
+        )
 
     def _draw(self, job: Job, outcome: Outcome, chosen: Mapping[str, np.ndarray], curves: Curves, facts: JobFacts) -> None:
         """What a few predictions look like, as a picture beside the results and in TensorBoard."""
