@@ -186,6 +186,11 @@ GRADIENT: Mapping[str, tuple[str, str]] = {
         "head: attention",
     ),
     "init": ("of the weights: as `torch.nn.Linear` does, or normal with deviation 0.01 and zero biases", "init: normal0.01"),
+    "standardise": (
+        "a head sees every feature minus its mean over the fit samples, divided by its standard deviation over them "
+        "([below](#standardised-features))",
+        "standardise: true",
+    ),
     "hidden": ("probe `mlp` only: units of its hidden layer", "hidden: 1024"),
 }
 DENSE: Mapping[str, tuple[str, str]] = {

@@ -28,6 +28,7 @@ from virb.probes.losses import find_loss
 from virb.probes.selection import preference
 from virb.probes.split import Split
 from virb.probes.stacks import GradientSettings, Group, divide
+from virb.probes.standard import Standard, fold
 from virb.probes.steps import make_steps
 from virb.probes.tally import read
 
@@ -68,6 +69,7 @@ def train_grid(
     recipe: Recipe,
     device: torch.device,
     *,
+    standards: Mapping[str, Standard] | None = None,
     cores: int = 1,
     on_epoch: Callable[[int, Mapping[str, Record]], None] = lambda epoch, records: None,
     checkpoint: Path | None = None,
@@ -77,8 +79,9 @@ def train_grid(
     """Trains all configs on ``fit``. With ``score`` each config keeps the head of its best epoch there (see ``selection.preference``),
     else of the last one. ``on_epoch`` gets the records of every epoch once, after a restart also those of the epochs already done.
 
+    ``standards``: of the configs whose heads are trained on standardised features; the heads that come back take features as they are.
     ``cores``: how many of a CPU's the training may use; the numbers are the same for any. ``notes`` is told what did not go as planned."""
-    grid = _Grid(shapes, configs, len(fit), recipe, device)
+    grid = _Grid(shapes, configs, len(fit), recipe, device, standards or {})
     trained = {name: Trained() for name in configs}
     last_epoch = min(recipe.epochs, recipe.stop_after or recipe.epochs)
     places = [group.names for group in grid.groups]
@@ -144,20 +147,26 @@ def _records_of(trained: Mapping[str, Trained], epoch: int) -> dict[str, Record]
 
 
 class _Grid:
-    """The heads of all configs on the device, in groups of one shape."""
+    """The heads of all configs on the device, in groups of one shape that see the same."""
 
     def __init__(
-        self, shapes: Mapping[str, HeadShape], configs: Mapping[str, GradientSettings], n_fit: int, recipe: Recipe, device: torch.device
+        self,
+        shapes: Mapping[str, HeadShape],
+        configs: Mapping[str, GradientSettings],
+        n_fit: int,
+        recipe: Recipe,
+        device: torch.device,
+        standards: Mapping[str, Standard],
     ) -> None:
         self._recipe, self._order = recipe, list(configs)
         self._n_steps = math.ceil(n_fit / recipe.batch_size)
-        by_shape: dict[HeadShape, dict[str, GradientSettings]] = {}
+        alike: dict[tuple[HeadShape, Standard | None], dict[str, GradientSettings]] = {}
         for name, config in configs.items():
-            by_shape.setdefault(shapes[name], {})[name] = config
+            alike.setdefault((shapes[name], standards.get(name)), {})[name] = config
         loss = find_loss(recipe.loss)
         self.groups = [
-            Group(shape, part, configs, loss, recipe.metrics, recipe.seed, device)
-            for shape, members in by_shape.items()
+            Group(shape, part, configs, loss, recipe.metrics, recipe.seed, device, standard)
+            for (shape, standard), members in alike.items()
             for part in divide(shape, members, recipe.batch_size, device)
         ]
         self._group_of = {name: group for group in self.groups for name in group.names}
@@ -181,7 +190,8 @@ class _Grid:
 
     def kept_head(self, name: str) -> Stack:
         group = self._group_of[name]
-        return take_head(group.best, group.names.index(name))
+        head = take_head(group.best, group.names.index(name))
+        return head if group.standard is None else fold(head, group.standard)
 
 
 def _save(path: Path, fingerprint: str, epoch: int, grid: _Grid, trained: Mapping[str, Trained]) -> None:

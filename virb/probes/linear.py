@@ -24,6 +24,7 @@ from virb.probes.losses import find_loss
 from virb.probes.prepare import prepare
 from virb.probes.selection import choose, over_seeds
 from virb.probes.split import Split, join, n_images, sample_width
+from virb.probes.standard import Standard, standards
 
 
 class GradientProbe:
@@ -69,6 +70,7 @@ class GradientProbe:
             score_every=settings.selection != "test-last",
         )
         phases = len(settings.seeds) * (2 if settings.refit else 1)
+        seen = standards(data.fit, shapes, configs)
         trainings = _Trainings(context, self.save_every_s, phases * settings.num_epochs)
 
         by_seed: dict[int, dict[str, Trained]] = {}
@@ -76,7 +78,7 @@ class GradientProbe:
             # One seed's curves have plain tags; the curves of further seeds stand beside them.
             prefix = "" if seed == settings.seeds[0] else f"seed{seed}/"
             tell = _curves(context, prefix)
-            by_seed[seed] = trainings.run(f"grid-seed{seed}", shapes, configs, data.fit, data.score, replace(recipe, seed=seed), tell)
+            by_seed[seed] = trainings.run(f"grid-seed{seed}", shapes, configs, data.fit, data.score, replace(recipe, seed=seed), seen, tell)
 
         role = data.score.name
         candidates = [
@@ -86,14 +88,15 @@ class GradientProbe:
         chosen = choose(candidates, primary.higher_is_better).name
 
         runs = []
+        if settings.refit:
+            everything, one = join(data.fit, data.score), {chosen: configs[chosen]}
+            seen = standards(everything, shapes, one)
         for seed, trained in by_seed.items():
             outcomes = {name: _outcome(name, trained[name], settings) for name in configs}
             if settings.refit:
                 epochs = outcomes[chosen].epoch
-                everything = join(data.fit, data.score)
                 again = replace(recipe, seed=seed, stop_after=epochs)
-                one = {chosen: configs[chosen]}
-                head = trainings.run(f"refit-seed{seed}", shapes, one, everything, None, again)[chosen].head
+                head = trainings.run(f"refit-seed{seed}", shapes, one, everything, None, again, seen)[chosen].head
                 if head is None:
                     raise ViRBError(f"{chosen} diverged when it was trained again on fit + select; try a lower learning rate")
                 outcomes[chosen].head = head
@@ -157,6 +160,7 @@ class _Trainings:
         fit: Split,
         score: Split | None,
         recipe: Recipe,
+        seen: Mapping[str, Standard],
         tell: Callable[[int, Mapping[str, Record]], None] | None = None,
     ) -> dict[str, Trained]:
         def on_epoch(epoch: int, records: Mapping[str, Record]) -> None:
@@ -172,6 +176,7 @@ class _Trainings:
             score,
             recipe,
             self._context.device,
+            standards=seen,
             cores=self._context.cores,
             on_epoch=on_epoch,
             checkpoint=None if scratch is None else scratch / f"{name}.pt",

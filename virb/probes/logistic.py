@@ -19,9 +19,9 @@ from virb.probes.heads import Stack, forward, stack_heads, take_head
 from virb.probes.prepare import prepare
 from virb.probes.sheets import Sheet, choose_by, deterministic, outcome, score
 from virb.probes.split import Split, join, sample_width
+from virb.probes.standard import moments
 
 _MEMORY = 4 << 30  # bytes of the histories of all configs that are solved at once
-_READ = 1 << 24  # numbers of one piece of features when their mean and spread are taken
 
 
 class LogisticConfig(Strict):
@@ -162,20 +162,3 @@ def _batches(configs: Mapping[str, LogisticConfig], n_params: int) -> Iterable[l
     for (_, _, _, precision), names in groups.items():
         most = max(1, _MEMORY // (28 * n_params * (8 if precision == "float64" else 4)))  # ten pairs of differences and some
         yield from (names[first : first + most] for first in range(0, len(names), most))
-
-
-def moments(split: Split) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature, float64 (D,), on the device."""
-    total = square = torch.zeros(1, dtype=torch.float64)
-    pivot: Tensor | None = None  # taken off first, so that the squares of far-off features do not swallow their spread
-    for positions in split.chunks(max(1, _READ // max(1, split.features(torch.arange(1)).shape[1]))):
-        x = split.features(positions).double()
-        if pivot is None:
-            pivot = x.mean(0)
-            total, square = torch.zeros_like(pivot), torch.zeros_like(pivot)
-        x -= pivot
-        total, square = total + x.sum(0), square + x.square().sum(0)
-    if pivot is None:
-        raise ViRBError(f"there are no {split.name} samples")
-    mean = total / len(split)
-    return pivot + mean, (square / len(split) - mean.square()).clamp_min_(0.0).sqrt_()
