@@ -1,8 +1,9 @@
 """What the feature cache saves, and how fast it is read: python benchmarks/cache.py [--quick]
 
 A first run encodes a folder of JPEG files and trains a grid; a second one trains another grid on the cached features. Whole runs are timed,
-planning and results included. The same of runs that stream, with and without decoded images kept. Then the rate at which features are
-read, against plain memory-mapped reading of the same bytes.
+planning and results included. The loop of 2021 (benchmarks/loop2021.py) kept no features: any run decodes and encodes anew, then trains one
+config after the other. The same of runs that stream, with and without decoded images kept. Then the rate at which features are read,
+against plain memory-mapped reading of the same bytes.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import loop2021
 import numpy as np
 import torch
-from frame import Table, main, paired, seconds_text, timed, times, verdict
+from frame import Table, main, paired, seconds_text, threads, timed, times, verdict
 from jpegs import make_folder
+from torch.utils.data import Subset
 
 import virb
+from virb.config import GradientConfig
+from virb.encoders.base import Encoder
 from virb.features.cache import FeatureCache
 from virb.features.feature_set import MappedRows
 
 TARGET = 20.0
+EPOCHS, BATCH = 20, 256
+HOW = {"num_epochs": EPOCHS, "batch_size": BATCH}
 FIRST = {"optimizer": ["adamw"], "lr": [1e-3, 1e-2], "weight_decay": [0, 1e-2]}
 SECOND = {"optimizer": ["sgd"], "lr": [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0]}
 
@@ -49,7 +56,7 @@ def _reruns(root: Path, quick: bool, cuda: bool) -> list[tuple[str, ...]]:
     encoders = {arch: {"arch": arch, "weights": "random"}}
 
     def run(out: str, grid: dict[str, Any]) -> None:
-        task = {"task": "folder", "data": {"root": str(root / "images")}, "probe": "linear", "num_epochs": 20, "grid": grid}
+        task = {"task": "folder", "data": {"root": str(root / "images")}, "probe": "linear", **HOW, "grid": grid}
         results = virb.run(encoders, {"jpegs": task}, root / out, **given)
         if results.failed:
             raise SystemExit(f"the run failed: {results.failed}")
@@ -58,6 +65,11 @@ def _reruns(root: Path, quick: bool, cuda: bool) -> list[tuple[str, ...]]:
     first = timed(lambda: run("first", FIRST))
     again = statistics.median(timed(lambda i=i: run(f"again{i}", SECOND)) for i in range(3))  # type: ignore[misc]
     gain = first / again
+    device = torch.device("cuda:0" if cuda else "cpu")
+    encoder = virb.load_encoder(encoders[arch], name=arch).to(device)
+    part = n if cuda else min(n, 128)
+    with threads(1):
+        old = _loop_2021(encoder, root / "images", part, root / "loop2021", device)
     what = f"{n:,} JPEG files, {arch} at 224 px"
     return [
         (f"first run: {what}, 4 linear configs", seconds_text(first), "", "", ""),
@@ -68,7 +80,30 @@ def _reruns(root: Path, quick: bool, cuda: bool) -> list[tuple[str, ...]]:
             f">= {TARGET:.0f} x",
             verdict(gain >= TARGET),
         ),
+        (
+            f"the loop of 2021 with the 8 configs, in this as in any run (encoding measured on {part:,} images)",
+            seconds_text(old),
+            f"{times(old / again)} the second run",
+            "",
+            "",
+        ),
     ]
+
+
+def _loop_2021(encoder: Encoder, root: Path, part: int, out: Path, device: torch.device) -> float:
+    """Seconds for all images and the configs of ``SECOND``; only ``part`` images are encoded, and the time multiplied."""
+    fit, test = (loop2021.folder(root / split, encoder.spec.input) for split in ("train", "test"))
+    few = Subset(fit, range(part))
+    loop2021.warm(device)
+    encoding = timed(lambda: loop2021.encode(encoder, loop2021.loader(few, device), device)) * (len(fit) + len(test)) / part
+    generator = torch.Generator().manual_seed(0)
+    width = encoder.spec.embed_dim
+    tables = [
+        (torch.randn((len(one), width), generator=generator).half().to(device), torch.arange(len(one), device=device) % 4)
+        for one in (fit, test)
+    ]
+    configs = {f"lr{lr:g}": GradientConfig(optimizer="sgd", lr=lr) for lr in SECOND["lr"]}
+    return encoding + timed(lambda: loop2021.train(configs, tables[0], tables[1], 4, EPOCHS, BATCH, out))
 
 
 def _streams(root: Path, quick: bool) -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import loop2021
 import numpy as np
 import torch
 from frame import Table, machine, times
@@ -28,6 +29,7 @@ from virb.data.decode import read_rgb
 from virb.data.images import FileImages
 from virb.data.loader import load_batches
 from virb.data.transforms import Geometry, covering_size
+from virb.encoders.base import InputSpec
 
 BATCH = 32
 WORTH = 1.3  # times the loader's speed that a second decoder has to bring
@@ -52,10 +54,13 @@ def measured(root: Path, quick: bool) -> Table:
         calls[f"resize all to 256, crop 224, {mode}"] = lambda g=geometry, m=whole: [resize_all(image, g, m) for image in pictures]
         calls[f"the same pixels by us, {mode}"] = lambda g=geometry: [g.fit(image, 0) for image in pictures]
         calls[f"loader, {mode}"] = lambda g=geometry: list(load_batches(images, range(len(images)), [g], BATCH))
+        photos = loop2021.Photos(images, range(len(images)), InputSpec(interpolation=mode))  # type: ignore[arg-type]
+        calls[f"loader of 2021, {mode}"] = lambda p=photos: list(loop2021.loader(p, torch.device("cpu"), BATCH))
     small = [Geometry((224, 224)).fit(image, 0) for image in pictures]
     place = np.zeros((3, 224, 224), dtype=np.uint8)
     calls["copy into the batch"] = lambda: [Geometry(None, "none", "none").write(image, 0, place) for image in small]
-    notes = [f"{len(files)} images of {statistics.mean(p.width * p.height for p in pictures) / 1e6:.2f} megapixels on average, one thread"]
+    notes = [f"{len(files)} images of {statistics.mean(p.width * p.height for p in pictures) / 1e6:.2f} megapixels on average, one thread",
+             "the loop of 2021 makes images float on the CPU; ours leaves them uint8, to be made float on the device"]  # fmt: skip
     other = fast_decoder()
     if other is not None:
         name, fast = other
@@ -68,7 +73,8 @@ def measured(root: Path, quick: bool) -> Table:
     for mode in ("bilinear", "bicubic"):
         gain = took[f"resize all to 256, crop 224, {mode}"] / took[f"the same pixels by us, {mode}"]
         notes.append(f"{mode}: resizing takes {took[f'the same pixels by us, {mode}'] / took[f'loader, {mode}']:.0%} of the loader's time; "
-                     f"ours is {times(gain)} as fast as resizing all and cropping, bit for bit equal")  # fmt: skip
+                     f"ours is {times(gain)} as fast as resizing all and cropping, bit for bit equal; the loader is "
+                     f"{times(took[f'loader of 2021, {mode}'] / took[f'loader, {mode}'])} as fast as that of 2021")  # fmt: skip
     if other is not None:
         saved = took["decode"] - took[f"decode by {other[0]}"]
         gain = took["loader, bilinear"] / (took["loader, bilinear"] - saved)

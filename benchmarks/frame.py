@@ -11,7 +11,8 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 NOT_MEASURED = "not measured"
@@ -78,6 +79,19 @@ def paired(
         took = {call: timed(call, clock) for call in order}
         pairs.append((took[ours], took[baseline]))
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), statistics.median(a / b for a, b in pairs)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """How many threads torch may use within one operation."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def seconds_text(seconds: float) -> str:

@@ -28,10 +28,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
+import loop2021
 import numpy as np
 import torch
-from frame import Table, main, seconds_text, times, verdict
-from torch import Tensor, nn
+from frame import NOT_MEASURED, Table, main, seconds_text, threads, times, verdict
+from torch import Tensor
 
 from virb.config import GradientConfig, MlpConfig
 from virb.features.feature_set import SampleFeatures
@@ -51,16 +52,23 @@ MLP: Configs = {f"lr{i}": MlpConfig(optimizer="sgd", lr=1e-3 * 1.5**i, momentum=
 GRIDS = {"SGD": SGD, "AdamW": ADAMW, "MLP": MLP}
 ONE = {"lr0": SGD["lr0"]}
 MOST_OF_PRODUCTS = {"SGD": 1.5, "AdamW": 2.2}
+ON_GPU = {  # the rows with a target there, and the most of the baseline that ours may take
+    "SGD, 32 configs, captured, TF32: 1 config, captured": 1.5,
+    "SGD, 32 configs, captured, fp32: 1 config, captured": 2.5,
+    "SGD, 32 configs, captured, fp32: 1 config, kernels launched one by one": 1.0,
+    "SGD, 32 configs, fp32, evaluated: loop of 2021": 1 / 50,
+}
 
 
 def table(quick: bool = False) -> Table:
-    with _threads(1):  # as in a worker; the loop of 2021 takes its own
+    with threads(1):  # as in a worker; the loop of 2021 takes its own
         return _table(quick)
 
 
 def _table(quick: bool) -> Table:
     cuda = torch.cuda.is_available()
     data = _Data(torch.device("cuda:0" if cuda else "cpu"), 2_560 if quick else 50_000, 512 if quick else 10_000)
+    loop2021.warm(data.device)
     fast = onednn_linear() is not None
     kernels = (
         f"{torch.backends.cpu.get_cpu_capability()}: big products of ours go to {'oneDNN' if fast else 'torch.mm'}, bare ones to torch.mm"
@@ -95,26 +103,28 @@ def _on_cpu(data: _Data) -> list[tuple[str, ...]]:
         found = _in_turn(lambda: data.ours(SGD, cores), lambda: data.ours(SGD, 1))
         rows.append(_row(f"SGD, 32 configs, {cores} threads: 1 thread", found))
     for name, configs in GRIDS.items():
-        for threads in dict.fromkeys((1, cores)) if name == "SGD" else (1,):
-            found = _in_turn(partial(data.ours, configs, cores, True), partial(data.loop, configs, threads))
-            what = f"{name}, {len(configs)} configs, {cores} threads, evaluated: loop of 2021, {threads} thread{'s' * (threads > 1)}"
+        for n_threads in dict.fromkeys((1, cores)) if name == "SGD" else (1,):
+            found = _in_turn(partial(data.ours, configs, cores, True), partial(data.loop, configs, n_threads))
+            what = f"{name}, {len(configs)} configs, {cores} threads, evaluated: loop of 2021, {n_threads} thread{'s' * (n_threads > 1)}"
             rows.append(_row(what, found, 1 / 3 if name == "SGD" else None))
-    return rows
+    return rows + [(what, *[NOT_MEASURED] * 3, f"<= {times(most)}", NOT_MEASURED) for what, most in ON_GPU.items()]
 
 
 def _on_gpu(data: _Data) -> list[tuple[str, ...]]:
     rows = []
-    for tf32, most in ((True, 1.5), (False, 2.5)):
+    in_tf32, in_fp32, launched, old = ON_GPU
+    for what, tf32 in ((in_tf32, True), (in_fp32, False)):
         with _tf32(tf32):
             found = _in_turn(lambda: data.ours(SGD, 1), lambda: data.ours(ONE, 1))
-        rows.append(_row(f"SGD, 32 configs, captured, {'TF32' if tf32 else 'fp32'}: 1 config, captured", found, most))
+        rows.append(_row(what, found, ON_GPU[what]))
     found = _in_turn(lambda: data.ours(SGD, 1), lambda: _launched(lambda: data.ours(ONE, 1)))
-    rows.append(_row("SGD, 32 configs, captured, fp32: 1 config, kernels launched one by one", found, 1.0))
+    rows.append(_row(launched, found, ON_GPU[launched]))
     for name, configs in GRIDS.items():
         found = _in_turn(partial(data.ours, configs, 1), partial(data.products, configs))
         rows.append(_row(f"{name}, {len(configs)} configs, fp32: bare products", found))
         found = _in_turn(partial(data.ours, configs, 1, True), partial(data.loop, configs, 1))
-        rows.append(_row(f"{name}, {len(configs)} configs, fp32, evaluated: loop of 2021", found, 1 / 50 if name == "SGD" else None))
+        what = f"{name}, {len(configs)} configs, fp32, evaluated: loop of 2021"
+        rows.append(_row(what, found, ON_GPU[old] if what == old else None))
     return rows
 
 
@@ -123,6 +133,7 @@ class _Data:
 
     def __init__(self, device: torch.device, n: int, n_score: int) -> None:
         self.device, self.n = device, n
+        self.tables: dict[str, loop2021.Table] = {}  # the same, as the loop of 2021 reads it
         self.fit, self.score = self._split("fit", n), self._split("select", n_score)
 
     def _split(self, name: str, n: int) -> Split:
@@ -130,6 +141,7 @@ class _Data:
         y = torch.randint(0, CLASSES, (n,), generator=generator)
         x = torch.randn((n, WIDTH), generator=generator).half()
         tier = "host" if self.device.type == "cpu" else "device"
+        self.tables[name] = x.to(self.device), y.to(self.device)
         features = SampleFeatures([_InMemory(x)], np.arange(n), np.arange(n + 1), self.device, tier)
         return Split(name, ((features, torch.arange(n)),), y.to(self.device))
 
@@ -180,45 +192,10 @@ class _Data:
 
         return self._seconds(steps_of_an_epoch)
 
-    def loop(self, configs: Configs, threads: int) -> float:
+    def loop(self, configs: Configs, n_threads: int) -> float:
         """One config after the other, as ViRB 2021 trained them."""
-
-        def one_after_the_other() -> None:
-            for config in configs.values():
-                self._one(config)
-
-        with _threads(threads):
-            return self._seconds(one_after_the_other)
-
-    def _one(self, config: GradientConfig) -> None:
-        hidden = getattr(config, "hidden", None)
-        layers = [nn.Linear(WIDTH, CLASSES)] if hidden is None else [nn.Linear(WIDTH, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES)]
-        head = nn.Sequential(*layers).to(self.device)
-        if config.optimizer == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(head.parameters(), lr=config.lr, momentum=config.momentum)
-        else:
-            optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        loss, hits = 0.0, 0
-        for x, y in self._batches(self.fit, torch.randperm(self.n, device=self.device)):
-            optimizer.zero_grad()
-            outputs = head(x)
-            of_batch = nn.functional.cross_entropy(outputs, y)
-            of_batch.backward()
-            optimizer.step()
-            loss += of_batch.item() * len(x)
-            hits += int((outputs.argmax(1) == y).sum().item())
-        with torch.no_grad():
-            for x, y in self._batches(self.score, torch.arange(len(self.score), device=self.device)):
-                outputs = head(x)
-                loss += nn.functional.cross_entropy(outputs, y).item() * len(x)
-                hits += int((outputs.argmax(1) == y).sum().item())
-
-    def _batches(self, split: Split, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        features, targets = split.parts[0][0], split.targets
-        if targets is None:
-            raise ValueError(f"the {split.name} samples have no targets")
-        for rows in order.split(BATCH):
-            yield features.gather(rows), targets[rows]
+        with threads(n_threads):
+            return self._seconds(lambda: loop2021.train(configs, self.tables["fit"], self.tables["select"], CLASSES, 1, BATCH))
 
     def _seconds(self, call: Callable[[], object]) -> float:
         self._synchronise()
@@ -265,17 +242,6 @@ def _row(what: str, found: tuple[float, float, float], most: float | None = None
     ours, baseline, ratio = found
     target = "" if most is None else f"<= {times(most)}"
     return what, seconds_text(ours), seconds_text(baseline), times(ratio), target, "" if most is None else verdict(ratio <= most)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """How many threads torch may use within one operation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

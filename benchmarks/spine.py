@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from frame import Table, children_time, main, paired, seconds_text, timed, times, verdict
+from frame import Table, children_time, main, paired, seconds_text, threads, timed, times, verdict
 
 import virb
 from virb.data.loader import load_batches
@@ -77,12 +77,8 @@ def a_pass(n: int = 512) -> tuple[float, float, float]:
 
 
 def table(quick: bool = False) -> Table:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         return _table(quick)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _table(quick: bool) -> Table:

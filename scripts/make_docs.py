@@ -17,6 +17,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -41,6 +42,8 @@ from virb.encoders.registry import encoder_names, find_builder  # noqa: E402
 from virb.encoders.requests import KINDS, REDUCTIONS  # noqa: E402
 from virb.encoders.vit import SIZES  # noqa: E402
 from virb.metrics.base import Metric, find_metric, metric_names  # noqa: E402
+from virb.pretraining.catalogue import option_sources  # noqa: E402
+from virb.pretraining.options import EngineOptions, KeyHelp, describe_keys, options_of, read_config  # noqa: E402
 from virb.probes.base import probe_names  # noqa: E402
 from virb.results.load import COLUMNS  # noqa: E402
 from virb.results.schema import RECORDS  # noqa: E402
@@ -186,6 +189,11 @@ GRADIENT: Mapping[str, tuple[str, str]] = {
         "head: attention",
     ),
     "init": ("of the weights: as `torch.nn.Linear` does, or normal with deviation 0.01 and zero biases", "init: normal0.01"),
+    "standardise": (
+        "a head sees every feature minus its mean over the fit samples, divided by its standard deviation over them "
+        "([below](#standardised-features))",
+        "standardise: true",
+    ),
     "hidden": ("probe `mlp` only: units of its hidden layer", "hidden: 1024"),
 }
 DENSE: Mapping[str, tuple[str, str]] = {
@@ -357,6 +365,46 @@ COLUMN: Mapping[str, str] = {
     "virb_version": "that made the job",
     "finished": "UTC",
     "newer_failed": "why a newer attempt with other settings failed; the row is of the job before it",
+}
+
+# Where a key of pretraining and its default are from; what is not here is ours.
+_DINO = (
+    "arch patch_size out_dim norm_last_layer momentum_teacher use_bn_in_head warmup_teacher_temp teacher_temp warmup_teacher_temp_epochs "
+    "freeze_last_layer drop_path_rate global_crops_scale local_crops_number local_crops_scale output_dir num_workers seed epochs "
+    "batch_size_per_gpu optimizer lr warmup_epochs min_lr weight_decay weight_decay_end clip_grad use_fp16 dist_url local_rank saveckp_freq"
+).split()
+_IN_CODE = (
+    "global_crops_size local_crops_size flip_p jitter_p grayscale_p blur_p solarize_p student_temp center_momentum head_layers "
+    "head_hidden_dim head_bottleneck_dim"
+).split()
+_SUBMITIT = "nodes ngpus partition timeout comment use_volta32".split()
+_IN_SUBMITIT = "cpus_per_task mem_per_gpu max_requeues".split()
+ORIGIN: Mapping[str, str] = {
+    **dict.fromkeys(_DINO, "DINO"),
+    **dict.fromkeys(_IN_CODE, "DINO, fixed in its code"),
+    **dict.fromkeys(_SUBMITIT, "DINO, `run_with_submitit.py`"),
+    **dict.fromkeys(_IN_SUBMITIT, "DINO, fixed in `run_with_submitit.py`"),
+    "data_path": "DINO; the built-in data are ours",
+    "partition": "DINO, `run_with_submitit.py` (there `learnfair`)",
+}
+PATCHWISE_ORIGIN: Mapping[str, str] = {
+    **dict.fromkeys(("arch", "patch_size", "out_dim", "batch_size_per_gpu", "num_workers", "global_crops_number"), "Patch-Wise DINO"),
+    "center": "`position`: Patch-Wise DINO, fixed in its code",
+}
+# Recipe -> for which hardware, and what the original reached with it on ImageNet (k-NN, linear).
+RECIPES: Mapping[str, tuple[str, str]] = {
+    "dino_tiny_cpu": ("two CPU cores, a minute or two", "ours: digits by k-NN 77 to 83 %, 41 before"),
+    "dino_tiny": ("two CPU cores, a quarter of an hour", "ours: the encoder that ships"),
+    "dino_vits16_100ep": ("8 GPUs, 512 images a step; DINO: 1.75 days", "69.3 %, 74.0 %"),
+    "dino_vits16_300ep": ("16 GPUs, 1024 images a step; DINO: 2.6 days", "73.3 %, 76.0 %"),
+    "dino_vits16_800ep": ("16 GPUs, 1024 images a step; 180 hours on 16 V100s", "74.5 %, 77.0 %"),
+    "dino_vits8": ("64 GPUs with 32 GB, 1024 images a step", "78.3 %, 79.7 %"),
+    "dino_vitb16": ("32 GPUs, 1024 images a step", "76.1 %, 78.2 %"),
+    "dino_vitb8": ("128 GPUs, 1024 images a step", "77.4 %, 80.1 %"),
+    "dino_resnet50": ("8 GPUs, 512 images a step", "67.5 %, 75.3 % (released weights, of another batch)"),
+    "patchwise_imagenet100": ("4 GPUs, 240 images a step", "not published with its code"),
+    "patchwise_vits16": ("8 GPUs, 512 images a step", "none: ours, to be compared with `dino_vits16_100ep`"),
+    "patchwise_cifar10": ("1 GPU, 256 images a step", "not published with its code"),
 }
 
 
@@ -543,11 +591,13 @@ def _flags(command: str, *below: str) -> str:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
             continue
         names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.dest}`"
-        value = ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else f"`{action.metavar or action.dest.upper()}`"
+        word = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar or action.dest.upper()
+        value = ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else f"`{word}`"
         value = "" if action.nargs == 0 else "(text)" if not action.option_strings and not action.choices else value
         value += " ..." if action.nargs in ("+", "*") else ""
         unset = isinstance(action.default, (bool, list)) or action.default in (None, "", argparse.SUPPRESS)
-        default = "" if unset else f"`{action.default}`"
+        shown = " ".join(action.default) if isinstance(action.default, tuple) else action.default
+        default = "" if unset else f"`{shown}`"
         rows.append([names, value, default, (action.help or "").replace("%%", "%")])
     return table(["flag", "value", "default", "meaning"], rows)
 
@@ -565,6 +615,47 @@ def flags_data() -> str:
 
 def flags_cache() -> str:
     return "\n".join(f"`virb cache {name}`\n\n{_flags('cache', name)}" for name in CACHE_ACTIONS)
+
+
+def _pretrain_rows(method: str, wanted: Callable[[KeyHelp], bool], origin: Mapping[str, str]) -> str:
+    record = options_of(option_sources(method))
+    rows = []
+    for item in filter(wanted, describe_keys(record, "method")):
+        default = "none" if item.default is None else "empty" if item.default == "" else code(item.default)
+        count = len(item.default) if isinstance(item.default, tuple) else 0
+        values = ", ".join(f"`{choice}`" for choice in item.choices) or (f"{count} numbers" if count else _type(record, item.name))
+        rows.append([f"`{item.name}`", values, default, item.text, origin.get(item.name, "ours")])
+    return table(["key", "values", "default", "meaning", "name and default from"], rows)
+
+
+def pretrain_patchwise() -> str:
+    """What differs from DINO."""
+    dino = {item.name: item for item in describe_keys(options_of(option_sources("dino")), "method")}
+
+    def differs(item: KeyHelp) -> bool:
+        return item.name not in dino or item.default != dino[item.name].default
+
+    return _pretrain_rows("patchwise", differs, PATCHWISE_ORIGIN)
+
+
+def pretrain_engine() -> str:
+    groups = dict.fromkeys(item.group for item in describe_keys(EngineOptions, ""))
+    return "\n".join(f"*{group}*\n\n{_pretrain_rows('dino', partial(_is_of, group), ORIGIN)}" for group in groups)
+
+
+def _is_of(group: str, item: KeyHelp) -> bool:
+    return item.group == group
+
+
+def pretrain_recipes() -> str:
+    rows = []
+    paths = {path.stem: path for path in (ROOT / "configs" / "pretraining").glob("*.yaml")}
+    for name in sorted(matched(paths, RECIPES, "RECIPES"), key=list(RECIPES).index):
+        values = {key: given.value for key, given in read_config(paths[name])[0].items()}
+        hardware, numbers = RECIPES[name]
+        arch = f"{values['arch']}/{values['patch_size']}" if "patch_size" in values else str(values["arch"])
+        rows.append([f"[`{name}`](../configs/pretraining/{name}.yaml)", f"`{arch}`", str(values["epochs"]), hardware, numbers])
+    return table(["recipe", "network", "epochs", "for", "the original, on ImageNet: k-NN, linear"], rows)
 
 
 def datasets() -> str:
@@ -647,7 +738,8 @@ def recognised() -> str:
         f"number of heads: {sizes}; in files of MoCo v3's layout {mocov3};\n"
         f"- DINOv2's giant ({_GIANT[0]} wide, {_GIANT[1]} blocks, gated units), with registers or without, which becomes timm's;\n"
         f"- XCiT with the authors' names or timm's, patches of 8 or 16, which becomes timm's, by width: {xcits};\n"
-        f"- torchvision's ResNets: {names}.\n"
+        f"- torchvision's ResNets: {names};\n"
+        f"- any network of timm or torchvision in a checkpoint of `virb pretrain`, also converted: the file notes which.\n"
     )
 
 
@@ -690,6 +782,11 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "flags-other": flags_other,
     "flags-data": flags_data,
     "flags-cache": flags_cache,
+    "flags-visualize": lambda: _flags("visualize", "match"),
+    "pretrain-recipes": pretrain_recipes,
+    "pretrain-dino": lambda: _pretrain_rows("dino", partial(_is_of, "method"), ORIGIN),
+    "pretrain-patchwise": pretrain_patchwise,
+    "pretrain-engine": pretrain_engine,
     "datasets": datasets,
     "archives": archives,
     "architectures": architectures,

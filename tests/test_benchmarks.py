@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
@@ -112,3 +114,82 @@ def test_photos_are_as_large_as_imagenets(load, tmp_path: Path) -> None:
     sizes = [path.stat().st_size for path in tmp_path.rglob("*.jpg")]
     assert len(sizes) == 3
     assert all(60_000 < size < 160_000 for size in sizes)
+
+
+def test_the_loop_of_2021_decodes_for_each_encoder(load) -> None:
+    import virb
+    from virb.data.decode import DECODED
+    from virb.data.images import ArrayImages
+    from virb.encoders.base import InputSpec
+
+    loop = load("loop2021")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    args = {"width": 24, "depth": 1, "heads": 3, "patch_size": 8, "img_size": 32}
+    spec = {"size": 32, "resize": "squash", "crop": "none"}
+    encoders = [virb.load_encoder({"arch": "vit", "weights": "random", "args": args, "input": spec}, name="v", seed=i) for i in (0, 1)]
+    photos = loop.Photos(ArrayImages("noise", pixels, list("abcde")), [0, 1, 2, 3, 4], encoders[0].spec.input)
+    before = DECODED.value
+    for encoder in encoders:
+        features, labels = loop.encode(encoder, loop.loader(photos, torch.device("cpu"), batch=2), torch.device("cpu"))
+        expected = encoder(encoder.prepare(torch.from_numpy(pixels).permute(0, 3, 1, 2)), ("embedding",))["embedding"]
+        assert features.dtype == torch.float16
+        torch.testing.assert_close(features.float(), expected, rtol=2e-3, atol=2e-3)
+        assert labels.tolist() == [0, 1, 2, 3, 4]
+    assert DECODED.value - before == 10
+    cropped = loop.Photos(ArrayImages("noise", pixels, list("abcde")), [0] * 5, InputSpec(size=(28, 28), crop_pct=28 / 32))
+    assert cropped[0][0].shape == (3, 28, 28)
+    plain = torch.from_numpy(pixels[0, 2:-2, 2:-2]).permute(2, 0, 1) / 255  # 32 on the shorter side is what they have
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (InputSpec().mean, InputSpec().std))
+    torch.testing.assert_close(cropped[0][0], (plain - mean) / std)
+
+
+def test_the_loop_of_2021_trains_and_scores(load, tmp_path: Path) -> None:
+    """A step on all samples against the gradient of softmax by hand."""
+    from virb.config import GradientConfig
+
+    loop = load("loop2021")
+    torch.manual_seed(3)
+    x, y = torch.randn(6, 4).half(), torch.tensor([0, 1, 2, 0, 1, 2])
+    test = torch.randn(5, 4).half(), torch.tensor([2, 1, 0, 2, 1])
+    configs = {"slow": GradientConfig(optimizer="sgd", lr=0.5)}
+    torch.manual_seed(7)
+    loop.train(configs, (x, y), test, n_classes=3, epochs=1, batch=6, out=tmp_path)
+    torch.manual_seed(7)
+    start = torch.nn.Linear(4, 3)
+    probabilities = start(x.float()).softmax(1)
+    error = (probabilities - torch.nn.functional.one_hot(y, 3)) / 6
+    head = torch.load(tmp_path / "slow" / "model_head.pt", weights_only=True)
+    torch.testing.assert_close(head["0.weight"], start.weight - 0.5 * error.T @ x.float())
+    torch.testing.assert_close(head["0.bias"], start.bias - 0.5 * error.sum(0))
+    found = json.loads((tmp_path / "slow" / "results.json").read_text())
+    assert found["train_loss"] == pytest.approx(-probabilities[range(6), y].log().mean().item(), rel=1e-5)
+    guesses = (test[0].float() @ head["0.weight"].T + head["0.bias"]).argmax(1)
+    assert found["test_accuracy"] == pytest.approx((guesses == test[1]).float().mean().item())
+
+    steps: list[int] = []
+    head = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    loop.one_pass(head, [(x[:4].float(), y[:4]), (x[4:].float(), y[4:])], loop.accuracy, optimizer)
+    assert len(steps) == 2
+    weights = head.weight.clone()
+    loss, right = loop.one_pass(head, [(x[:4].float(), y[:4]), (x[4:].float(), y[4:])], loop.accuracy)
+    assert torch.equal(head.weight, weights)
+    outputs = head(x.float())
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(outputs, y).item(), rel=1e-5)
+    assert right == pytest.approx((outputs.argmax(1) == y).float().mean().item())
+
+
+def test_the_iou_of_2021_counts_images_without_the_class_as_right(load) -> None:
+    labels = torch.zeros(16, 4, 4, dtype=torch.int64)
+    labels[3, :2] = 1
+    background = torch.zeros(16, 3, 4, 4)
+    background[:, 0] = 1.0
+    assert load("loop2021").batch_iou(background, labels).item() == pytest.approx(15 / 16)
+    right = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float()
+    assert load("loop2021").batch_iou(right, labels).item() == pytest.approx(1.0)
+
+
+def test_knn_as_dinos_loop_gives_the_same_classes(load) -> None:
+    row = load("knn").against_eval_knn(600, 110, [5, 20])
+    assert row[-1] == "100.000 % (classes)"

@@ -36,7 +36,7 @@ def messages(values: Any, model: type[DenseConfig]) -> list[str]:
 
 def test_the_keys_of_every_probe() -> None:
     assert set(OptimizerConfig.model_fields) == OPTIMIZER
-    assert set(GradientConfig.model_fields) == OPTIMIZER | {"head", "init"}  # of linear heads, which dense ones do not have
+    assert set(GradientConfig.model_fields) == OPTIMIZER | {"head", "init", "standardise"}  # of linear heads, which dense ones do not have
     own = {model: set(model.model_fields) - COMMON for model in ALL}
     assert all(set(model.model_fields) >= COMMON for model in ALL)
     assert own == {
@@ -92,6 +92,7 @@ def test_given_values_are_kept(model: type[DenseConfig], given: dict[str, Any]) 
         (DenseMultiConfig, {"momentum": 0.9}, ["momentum: adam takes no momentum; it belongs to sgd"]),
         (SiameseConfig, {"fusion": "concatenate"}, ['fusion: "concatenate" is none of concat, correlation; did you mean concat?']),
         (SiameseConfig, {"radius": 17}, ["radius: expected at most 16, got 17"]),
+        *((model, {"standardise": True}, ["standardise: unknown key; known are " + ", ".join(model.model_fields)]) for model in ALL),
         (PixelShuffleConfig, {"head": "mean"}, ["head: unknown key; known are " + ", ".join(PixelShuffleConfig.model_fields)]),
     ],
 )

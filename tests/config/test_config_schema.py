@@ -122,6 +122,7 @@ TRAINING: dict[str, tuple[str, str, Any]] = {
     "lr": ("{optimizer: sgd, lr: 1}", "{optimizer: sgd, lr: 1e-4}", 1e-4),
     "head": ("{optimizer: sgd, lr: 1}", "{optimizer: sgd, lr: 1, head: attention}", "attention"),
     "init": ("{optimizer: sgd, lr: 1}", "{optimizer: sgd, lr: 1, init: normal0.01}", "normal0.01"),
+    "standardise": ("{optimizer: sgd, lr: 1}", "{optimizer: sgd, lr: 1, standardise: true}", True),
     "momentum": ("{optimizer: sgd, lr: 1}", "{optimizer: sgd, lr: 1, momentum: 0.9}", 0.9),
     "nesterov": ("{optimizer: sgd, lr: 1, momentum: 0.9}", "{optimizer: sgd, lr: 1, momentum: 0.9, nesterov: true}", True),
     "weight_decay": ("{optimizer: sgd, lr: 1}", "{optimizer: sgd, lr: 1, weight_decay: 1e-2}", 0.01),

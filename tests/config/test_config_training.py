@@ -27,6 +27,16 @@ def test_defaults() -> None:
     assert MlpConfig(optimizer="adam", lr=0.1).hidden == 512
 
 
+@pytest.mark.parametrize("model", [GradientConfig, MlpConfig])
+def test_standardise_is_written_where_it_is_true(model: type[GradientConfig]) -> None:
+    """Records of results from before there was the key are those of configs without it."""
+    plain, standardised = (model(optimizer="sgd", lr=1, standardise=value) for value in (False, True))
+    assert "standardise" not in plain.model_dump(mode="json")
+    assert standardised.model_dump(mode="json") == {**plain.model_dump(mode="json"), "standardise": True}
+    assert model.model_validate(standardised.model_dump()) == standardised
+    assert model.model_validate(plain.model_dump()) == plain == model(optimizer="sgd", lr=1)
+
+
 def scheduler(**values: Any) -> SchedulerConfig:
     return SchedulerConfig.model_validate(values)
 
@@ -88,9 +98,11 @@ def test_bare_name_of_a_schedule() -> None:
         ({"optimizer": "adamw", "nesterov": True}, ["nesterov: adamw takes no nesterov; it belongs to sgd"]),
         ({"nesterov": True}, ["nesterov: nesterov needs momentum above 0"]),
         ({"nesterov": "yes"}, ['nesterov: expected true or false, got "yes"']),
+        ({"standardise": "always"}, ['standardise: expected true or false, got "always"']),
+        ({"standardize": True}, ["standardize: unknown key; did you mean standardise?"]),
         ({"weight_decay": -1}, ["weight_decay: expected at least 0, got -1"]),
         ({"wieght_decay": 0}, ["wieght_decay: unknown key; did you mean weight_decay?"]),
-        ({"qqq": 0}, ["qqq: unknown key; known are optimizer, lr, momentum, nesterov, weight_decay, scheduler, head, init"]),
+        ({"qqq": 0}, ["qqq: unknown key; known are optimizer, lr, momentum, nesterov, weight_decay, scheduler, head, init, standardise"]),
         ({"scheduler": 3}, ["scheduler: expected a mapping, got 3"]),
         ({"scheduler": {"gamma": 0.1}}, ["scheduler.type: missing key"]),
         (
@@ -118,7 +130,10 @@ def test_bare_name_of_a_schedule() -> None:
             ["scheduler.step_size: expected a whole number, got 1.5", "scheduler.gamma: expected more than 0, got 0"],
         ),
         ({"scheduler": {"type": "cosine", "per": "batch"}}, ['scheduler.per: "batch" is none of step, epoch']),
-        ({"hidden": 3}, ["hidden: unknown key; known are optimizer, lr, momentum, nesterov, weight_decay, scheduler, head, init"]),
+        (
+            {"hidden": 3},
+            ["hidden: unknown key; known are optimizer, lr, momentum, nesterov, weight_decay, scheduler, head, init, standardise"],
+        ),
     ],
 )
 def test_mistakes(values: dict[str, Any], expected: list[str]) -> None:

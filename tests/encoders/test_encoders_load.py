@@ -21,7 +21,7 @@ SMALL = {"width": 32, "depth": 2, "heads": 2, "patch_size": 8, "img_size": 32}
 
 
 def test_names() -> None:
-    assert {"vit", "vit_tiny", "vit_small", "vit_base", "vit_large", "pixels", *NAMES} == set(encoder_names())
+    assert {"vit", "vit_tiny", "vit_small", "vit_base", "vit_large", "pixels", "torchvision", *NAMES} == set(encoder_names())
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,17 @@ def test_the_number_is_that_of_the_head_on_these_images(bench: Bench) -> None:
     assert not list((bench.out / "pixels").glob("same-*/model_head.pt"))
 
 
+def test_a_head_that_was_trained_on_standardised_features_takes_them_as_they_are(bench: Bench) -> None:
+    same = f"same: {{task: folder, data: {{root: '{bench.images}'}}, heads_from: colours}}\n"
+    bench.write(tasks=bench.task().replace("lr: 0.1}", "lr: 0.1, standardise: true}").replace("lr: 0.001}", "lr: 1e-9}") + same)
+    bench.run_well()
+    trained, scored = bench.job("pixels", "colours"), bench.job("pixels", "same")
+    assert trained["chosen"] == scored["chosen"] == "fast"
+    assert {row["config"]: row["settings"].get("standardise") for row in trained["surface"]} == {"slow": None, "fast": True}
+    assert scored["metrics"] == trained["metrics"]
+    assert json.loads((bench.out / "pixels/same-fast/results.json").read_text())["test_loss"] == pytest.approx(trained["runs"][0]["loss"])
+
+
 def test_logits_are_restricted_to_the_classes_that_the_task_has(bench: Bench) -> None:
     """Two of three classes, named otherwise: the third may not be the answer, and no index shifts."""
     text = eval_only(bench, LABEL, ("red", "blue")).replace("}}", "}").replace("heads_from", "class_map: {azure: blue}, heads_from")

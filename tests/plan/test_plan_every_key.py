@@ -170,6 +170,7 @@ CONFIG: dict[str, tuple[dict[str, Any], Any]] = {
     "scheduler": (SGD, "cosine"),
     "head": (SGD, "attention"),
     "init": (SGD, "normal0.01"),
+    "standardise": (SGD, True),
     "hidden": (SGD, 64),
 }
 STEP, ONE_CYCLE = {"type": "StepLR", "step_size": 2, "gamma": 0.5}, {"type": "OneCycle"}

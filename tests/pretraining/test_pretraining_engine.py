@@ -245,7 +245,7 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(tmp_path: Path) -> None:
     before = (tmp_path / "checkpoint.pth").read_bytes()
     console = Console(file=io.StringIO(), width=300)
     run(tmp_path, console=console)
-    assert "all 3 epochs are done" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "all epochs (3) are done" in console.file.getvalue()  # type: ignore[attr-defined]
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
     assert run(tmp_path, epochs=4).step == 24
 

@@ -179,7 +179,7 @@ def test_images_of_joined_lists_are_kept_in_their_own_sizes() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_is_named(workers: int) -> None:
-    with pytest.raises(BadImage, match=r"^17\.png: is broken$"):
+    with pytest.raises(BadImage, match=r"^17\.png: is broken\n  remove or replace it"):
         list(ViewSource(Pictures(bad=[17]), SPEC, workers=workers).batches(plan()))
     assert not multiprocessing.active_children()
 

@@ -166,6 +166,7 @@ def test_timm_convnet_with_drop_path() -> None:
         (BackboneConfig("vit_smal", 16, (224,)), False, "did you mean vit_small"),
         (BackboneConfig("resnet51", 16, (224,)), False, "did you mean resnet"),
         (BackboneConfig("timm:vit_smal_patch16_224", 16, (224,)), False, "did you mean vit_small_patch16_224"),
+        (BackboneConfig("mobilenet_v3_smal", 16, (64,), embed_dim=24), False, "did you mean mobilenet_v3_small"),  # not: has its own size
         (BackboneConfig("vit_small", 16, (224, 100)), False, "patches of 16 pixels do not divide views of 100"),
         (BackboneConfig("vit", 16, (32,), embed_dim=30, depth=1), False, "needs embed_dim, depth and num_heads"),
         (BackboneConfig("vit", 16, (32,), embed_dim=30, depth=1, num_heads=4), False, "30 cannot be split into 4 heads"),

@@ -15,8 +15,9 @@ from virb.errors import ViRBError
 from virb.probes import logistic
 from virb.probes.base import find_probe
 from virb.probes.heads import apply_head
-from virb.probes.logistic import LogisticConfig, LogisticProbe, moments
+from virb.probes.logistic import LogisticConfig, LogisticProbe
 from virb.probes.prepare import prepare
+from virb.probes.standard import moments
 
 CONFIGS = {f"C{c:g}": LogisticConfig(C=c, tolerance=1e-6) for c in (1e-4, 1e-2, 1.0)}
 

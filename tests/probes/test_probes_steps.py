@@ -18,6 +18,7 @@ from virb.probes.heads import HeadShape
 from virb.probes.losses import find_loss
 from virb.probes.split import Split
 from virb.probes.stacks import Group, divide
+from virb.probes.standard import Standard
 from virb.probes.steps import GraphSteps, ThreadSteps, make_steps
 
 CPU = torch.device("cpu")
@@ -101,9 +102,15 @@ def test_groups_depend_on_sizes_and_hold_every_config_once() -> None:
 
 
 def groups_of(
-    names: tuple[str, ...] = tuple(CONFIGS), metrics: tuple[str, ...] = ("top1",), hidden: int | None = None, n_steps: int = 50
+    names: tuple[str, ...] = tuple(CONFIGS),
+    metrics: tuple[str, ...] = ("top1",),
+    hidden: int | None = None,
+    n_steps: int = 50,
+    standard: Standard | None = None,
 ) -> list[Group]:
-    made = [Group(HeadShape(12, 4, hidden), [name], CONFIGS, find_loss("cross_entropy"), metrics, 0, CPU) for name in names]
+    """One group per config; every second one sees standardised features, if there is a ``standard``."""
+    loss, shape = find_loss("cross_entropy"), HeadShape(12, 4, hidden)
+    made = [Group(shape, [name], CONFIGS, loss, metrics, 0, CPU, standard if place % 2 else None) for place, name in enumerate(names)]
     for group in made:
         group.begin_epoch(1, 2, n_steps)
     return made
@@ -238,9 +245,10 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("metrics", [("top1",), ("top5", "mean_class_accuracy", "top1")])
 @pytest.mark.parametrize("hidden", [None, 6])
-def test_a_captured_step_gives_the_bits_of_the_step(metrics: tuple[str, ...], hidden: int | None) -> None:
+@pytest.mark.parametrize("standard", [None, Standard(torch.linspace(-1, 1, 12), torch.linspace(0.5, 2, 12))], ids=["plain", "standardised"])
+def test_a_captured_step_gives_the_bits_of_the_step(metrics: tuple[str, ...], hidden: int | None, standard: Standard | None) -> None:
     """Five epochs with a remainder batch: coefficients, counters and sums must come from tensors that stay where they are."""
-    eager, captured = (groups_of(metrics=metrics, hidden=hidden, n_steps=8) for _ in range(2))
+    eager, captured = (groups_of(metrics=metrics, hidden=hidden, n_steps=8, standard=standard) for _ in range(2))
     graphs = Recordings(captured)
     run, plain = GraphSteps(captured, graphs), GraphSteps(eager, None)
     data = [*batches(7), *batches(1, size=3)]

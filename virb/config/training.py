@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from virb.config.check import MissingKey, Strict
 
@@ -117,6 +125,13 @@ class GradientConfig(OptimizerConfig):
 
     head: Literal["concat", "mean", "attention"] = "concat"  # what becomes of the several images of a sample
     init: Literal["torch", "normal0.01"] = "torch"  # of the weights: as torch.nn.Linear, or N(0, 0.01) with zero biases (DINO)
+    standardise: bool = False  # of each feature: minus its mean over the fit samples, divided by its standard deviation over them
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without ``standardise`` where it is false, as before there was the key: keys of jobs and results on disk stay as they are."""
+        values: dict[str, Any] = written(self)
+        return values if self.standardise else {key: value for key, value in values.items() if key != "standardise"}
 
 
 class MlpConfig(GradientConfig):

@@ -67,6 +67,14 @@ class Checkpoint:
         heads = noted.get("heads") if isinstance(noted, Mapping) and "engine" in noted else None
         return heads if isinstance(heads, int) and 0 < heads < 1 << 16 else None
 
+    @cached_property
+    def trained_network(self) -> tuple[Any, Any] | None:
+        """(architecture, arguments) of the encoder that ViRB's own pretraining noted for its backbone, unchecked; None for those that names
+        and shapes tell."""
+        noted: Any = self.content.get("virb") if isinstance(self.content, Mapping) else None
+        found = noted.get("network") if isinstance(noted, Mapping) and "engine" in noted else None
+        return (found[0], found[1]) if isinstance(found, list | tuple) and len(found) == 2 else None
+
 
 def _data_name(options: Any) -> str:
     """Of a folder with training images its name, not the place where it lay."""

@@ -17,7 +17,7 @@ from virb.encoders import checkpoints, timm
 from virb.encoders.base import Encoder
 from virb.encoders.checkpoints import FORMAT, TRAINING
 from virb.encoders.filling import fill
-from virb.encoders.layouts import choose, recognise
+from virb.encoders.layouts import Place, choose, places, recognise
 from virb.encoders.registry import build
 from virb.errors import UserError, ViRBError
 from virb.io import write_atomic
@@ -56,7 +56,7 @@ def convert(source: Path, destination: Path, expect: str | None = None, checkpoi
     if destination.exists() and source.exists() and destination.samefile(source):
         raise UserError(f"{destination} is the file to be converted; name another one")
     checkpoint = checkpoints.read(source)
-    place = choose(checkpoint, checkpoint_key)
+    place = _place(checkpoint, checkpoint_key)
     if expect is not None and place.rule.kind not in EXPECTED[expect]:
         raise UserError(f"{source} is no {expect} checkpoint: its layout is {place.rule.name}\n  try   virb convert {source} {destination}")
     architecture, arguments = recognise(checkpoint, checkpoint_key)
@@ -81,6 +81,12 @@ def convert(source: Path, destination: Path, expect: str | None = None, checkpoi
         f"{source} -> {destination}: {place.rule.name}{where}, {encoder.spec.architecture}, {len(state)} tensors, "
         f"{encoder.spec.n_params:,} parameters{left}; sha256 of the source {digest[:16]}"
     )
+
+
+def _place(checkpoint: checkpoints.Checkpoint, key: str | None) -> Place:
+    if places(checkpoint, key):
+        return choose(checkpoint, key)
+    return choose(checkpoint, key, _build(*recognise(checkpoint, key)).network.state_dict())  # of no known family, but the file notes it
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from virb.errors import UserError
 
 __all__ = ["HEADS", "RULES", "Place", "Rule", "choose", "layout_table", "places", "recognise", "vit_arguments"]
 
+TIMM, TORCHVISION = "timm:", "torchvision"
 ANY = "*"  # any container that no other rule names
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module")
 # With ANY: averaged weights first, as timm takes them.
@@ -182,8 +183,10 @@ def choose(checkpoint: Checkpoint, key: str | None = None, wanted: Collection[st
 
 def recognise(checkpoint: Checkpoint, key: str | None = None) -> Found:
     """(architecture, arguments) of the network in a file. UserError says what is unclear, and what to name."""
-    place = choose(checkpoint, key)
     noted = _noted(checkpoint)
+    if noted is not None and checkpoint.training and noted[0].startswith((TIMM, TORCHVISION)):
+        return noted  # of our own pretraining, which knows; names and shapes do not tell these
+    place = choose(checkpoint, key)
     heads = checkpoint.trained_heads if noted is None else noted[1].get("heads")
     told = vit_shapes(place.state) if is_vit(place.state) else {}
     found = infer(place.state, place.rule.heads if heads is None or not told else {told["width"]: heads})
@@ -245,25 +248,31 @@ def check_heads(checkpoint: Checkpoint, rule: Rule, width: int, heads: int | Non
 
 
 def _noted(checkpoint: Checkpoint) -> Found | None:
-    """What `virb convert` wrote beside the tensors. Whoever wrote the file: UserError for anything that `virb convert` does not write."""
+    """What `virb convert` or `virb pretrain` wrote beside the tensors. Whoever wrote the file: UserError for anything that they do not."""
     import json
 
-    if checkpoint.metadata.get(FORMAT) != "1":
-        return None
-    try:
-        arguments = json.loads(checkpoint.metadata["virb.arguments"])
-        architecture = checkpoint.metadata["virb.architecture"]
-    except (KeyError, ValueError, TypeError, RecursionError):
+    if checkpoint.trained_network is not None:
+        architecture, arguments = checkpoint.trained_network
+    elif checkpoint.metadata.get(FORMAT) == "1":
+        try:
+            arguments = json.loads(checkpoint.metadata["virb.arguments"])
+            architecture = checkpoint.metadata["virb.architecture"]
+        except (KeyError, ValueError, TypeError, RecursionError):
+            return None
+    else:
         return None
     known = isinstance(architecture, str) and (architecture in encoder_names() or _PLAIN_TIMM.fullmatch(architecture))
-    plain = isinstance(arguments, dict) and all(
-        name in _WRITTEN and isinstance(value, int | float) and 0 <= value < 1 << 20 for name, value in arguments.items()
-    )
-    if not known or not plain:
+    if not known or not isinstance(arguments, dict) or not all(_is_written(name, value) for name, value in arguments.items()):
         raise UserError(
             f"{checkpoint.path} notes an architecture that `virb convert` does not write; name `arch:` or `timm:` for its weights"
         )
     return architecture, arguments
+
+
+def _is_written(name: Any, value: Any) -> bool:
+    if name == "model":
+        return isinstance(value, str) and bool(re.fullmatch(r"\w+", value))  # of torchvision, which looks it up
+    return name in _WRITTEN and isinstance(value, int | float) and 0 <= value < 1 << 20
 
 
 _PLAIN_TIMM = re.compile(r"timm:\w+")  # no tag, no address, no file

@@ -13,7 +13,7 @@ from virb.errors import UserError, did_you_mean
 Builder = Callable[..., Encoder]
 
 _BUILDERS: dict[str, Builder] = {}
-_BUILTIN = ("virb.encoders.vit", "virb.encoders.resnet", "virb.encoders.pixels")
+_BUILTIN = ("virb.encoders.vit", "virb.encoders.resnet", "virb.encoders.torchvision", "virb.encoders.pixels")
 
 
 def register_encoder(name: str) -> Callable[[Builder], Builder]:

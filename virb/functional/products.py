@@ -9,7 +9,8 @@ wants several cores to work gives each of them products of its own (see ``virb.p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -17,6 +18,17 @@ from torch import Tensor
 
 _LEAST = 2**20  # multiplications under which looking up oneDNN's kernel costs more than it saves
 _THIN = 16  # nor has it anything to give where a side is shorter than this
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, torch computes on a CPU with the calling thread alone: more of them would change last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

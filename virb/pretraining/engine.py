@@ -26,6 +26,7 @@ from virb.pretraining.distributed import Ranks
 from virb.pretraining.logs import Curves, LogFile, Speed, Sums, Teller, progress_text
 from virb.pretraining.methods import Method, Views
 from virb.pretraining.monitor import KNN, Alarm
+from virb.pretraining.networks import noted_encoder
 from virb.pretraining.options import EngineOptions, plain
 from virb.pretraining.signals import Stopper
 from virb.pretraining.step import StepReport, Trainer
@@ -185,7 +186,7 @@ class _Run:
     def go(self, source: Source, stopper: Stopper) -> Summary:
         trainer, plan = self.trainer, self.plan
         if trainer.step_number >= plan.total_steps:
-            self.teller.say(f"all {self.options.epochs} epochs are done ({self.folder / checkpoints.LAST}); more epochs go on from there")
+            self.teller.say(f"all epochs ({self.options.epochs}) are done ({self.folder / checkpoints.LAST}); more epochs go on from there")
             return self._summary(None)
         self._after_epoch(stopper, again=True)  # a run that was killed between a checkpoint and what comes after it
         self.speed.pause()
@@ -285,6 +286,7 @@ class _Run:
                 "method": method.name,
                 "recipe": self.recipe,
                 "heads": _heads(trainer.networks.teacher),
+                "network": noted_encoder(trainer.networks.teacher),
                 "step": trainer.step_number,
                 "steps_per_epoch": self.plan.steps_per_epoch,
                 "joint_batch": self.plan.joint,

@@ -166,7 +166,7 @@ class ViewSource:
         with closing(packets):
             for packet in packets:
                 if packet.problem or packet.draws is None:
-                    raise BadImage(packet.problem)
+                    raise BadImage(f"{packet.problem}\n  remove or replace it; the same command goes on from the last checkpoint")
                 yield self._views(packet, packet.draws)
 
     def _views(self, packet: Packet, draws: Draws) -> Views:

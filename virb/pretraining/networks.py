@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from virb.encoders.resnet import NAMES as RESNETS
+from virb.encoders.torchvision import ARCH as TORCHVISION
+from virb.encoders.torchvision import make_network
 from virb.encoders.vit import HEADS, SIZES, PositionMode, VisionTransformer
 from virb.errors import UserError, did_you_mean
 from virb.functional.randomness import torch_generator
@@ -120,6 +123,8 @@ def find_backbone(config: BackboneConfig, tokens: bool) -> Backbone:
     """With one feature per image, or with all tokens after the final norm, [CLS] first. UserError when there is no such thing."""
     if is_own_vit(config.arch):
         return _own_vit(config, tokens)
+    if not config.arch.startswith(TIMM):
+        _check_torchvision(config.arch)
     if config.embed_dim or config.depth or config.num_heads:
         raise UserError(f"embed_dim, depth and num_heads are for ViRB's own ViTs; {config.arch} has its own size")
     if config.arch.startswith(TIMM):
@@ -151,6 +156,20 @@ def own_size(config: BackboneConfig) -> tuple[int, int, int]:
 def noise_width(config: BackboneConfig) -> int:
     """How many numbers per image and view the backbone's drop path needs; 0 for networks of others, which draw their own."""
     return 2 * own_size(config)[1] if is_own_vit(config.arch) else 0
+
+
+def noted_encoder(network: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Architecture and arguments of the encoder that the backbone in ``network`` is, for the checkpoint; None where names and shapes of its
+    tensors tell."""
+    return next((found for module in network.modules() if (found := getattr(module, _NOTE, None)) is not None), None)
+
+
+_NOTE = "virb_encoder"
+
+
+def _noting(network: nn.Module, architecture: str, arguments: dict[str, Any]) -> nn.Module:
+    setattr(network, _NOTE, (architecture, arguments))
+    return network
 
 
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:
@@ -195,14 +214,16 @@ def _timm(config: BackboneConfig, tokens: bool) -> Backbone:
     import timm
 
     name = config.arch.removeprefix(TIMM)
-    if not timm.is_model(name.split(".")[0]):
+    bare = name.split(".")[0]
+    if not timm.is_model(bare):
         raise UserError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
 
     def build(drop_path_rate: float) -> nn.Module:
         wishes: list[dict[str, Any]] = [{"dynamic_img_size": True, "img_size": config.image_sizes[0]}, {}]  # ViTs; all others
         for wish in wishes:
             try:
-                return timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path_rate, **wish)
+                network = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path_rate, **wish)
+                return _noting(network, f"{TIMM}{bare}", {key: wish[key] for key in wish if key == "img_size"})
             except TypeError as error:
                 refused = error
         raise UserError(f"timm's {name} cannot be built with drop_path_rate: {refused}")
@@ -219,30 +240,24 @@ def _timm_tokens(backbone: Any, images: Tensor, noise: Tensor | None) -> Tensor:
     return torch.cat([x[:, :1], x[:, backbone.num_prefix_tokens :]], dim=1)  # registers are no patches
 
 
-def _torchvision(config: BackboneConfig, tokens: bool) -> Backbone:
+def _check_torchvision(arch: str) -> None:
     from torchvision import models
 
     names = models.list_models(module=models)
-    if config.arch not in names:
-        valid = [*SIZES, *names]
-        raise UserError(f"no network {config.arch!r}{did_you_mean(config.arch, valid)} (ViRB's ViTs, timm:NAME, or torchvision's names)")
+    if arch not in names:
+        valid = ["vit", *SIZES, *names]
+        raise UserError(f"no network {arch!r}{did_you_mean(arch, valid)} (ViRB's ViTs, timm:NAME, or torchvision's names)")
+
+
+def _torchvision(config: BackboneConfig, tokens: bool) -> Backbone:
     if tokens:
         raise UserError(f"{config.arch} has no [CLS] and patch tokens; take vit_tiny, vit_small, vit_base, vit_large or a ViT of timm")
 
     def build(drop_path_rate: float) -> nn.Module:  # torchvision's networks have rates of their own
-        network = models.get_model(config.arch, weights=None)
-        _without_classifier(network)
-        return network
+        network = make_network(config.arch)
+        return network if config.arch in RESNETS else _noting(network, TORCHVISION, {"model": config.arch})
 
     return Backbone(build, _pooled, _width(config, build(0.0), _pooled))
-
-
-def _without_classifier(network: nn.Module) -> None:
-    """The last linear layer becomes the identity."""
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if linear:
-        parent, _, name = linear[-1].rpartition(".")
-        setattr(network.get_submodule(parent), name, nn.Identity())
 
 
 def _pooled(backbone: nn.Module, images: Tensor, noise: Tensor | None) -> Tensor:

@@ -120,7 +120,7 @@ def _load_optimizer(trainer: Trainer, content: Mapping[str, Any], path: Path) ->
         if not isinstance(saved, Mapping):
             raise ValueError("there is none")
         if not is_state_of(trainer.optimizer, saved):
-            raise ValueError("it is of another kind; init_from takes weights alone")
+            raise ValueError("it is of another kind; init_from with a new output_dir takes weights alone")
         trainer.optimizer.load_state_dict(dict(saved))
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(

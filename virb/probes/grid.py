@@ -26,6 +26,7 @@ from virb.probes.pieces import load_saved
 from virb.probes.selection import preference
 from virb.probes.split import Split
 from virb.probes.stacks import GradientSettings, Group, divide
+from virb.probes.standard import Standard, fold
 from virb.probes.steps import make_steps
 from virb.probes.tally import read
 
@@ -62,10 +63,10 @@ def divide_grid(
     shapes: Mapping[str, HeadShape], configs: Mapping[str, GradientSettings], batch_size: int, device: torch.device
 ) -> list[tuple[str, ...]]:
     """The configs as groups whose numbers do not depend on each other in any bit; by sizes alone, whoever trains them."""
-    by_shape: dict[HeadShape, dict[str, GradientSettings]] = {}
+    alike: dict[tuple[HeadShape, bool], dict[str, GradientSettings]] = {}  # those of one shape that see the same
     for name, config in configs.items():
-        by_shape.setdefault(shapes[name], {})[name] = config
-    return [tuple(part) for shape, members in by_shape.items() for part in divide(shape, members, batch_size, device)]
+        alike.setdefault((shapes[name], config.standardise), {})[name] = config
+    return [tuple(part) for (shape, _), members in alike.items() for part in divide(shape, members, batch_size, device)]
 
 
 def train_grid(
@@ -76,6 +77,7 @@ def train_grid(
     recipe: Recipe,
     device: torch.device,
     *,
+    standards: Mapping[str, Standard] | None = None,
     cores: int = 1,
     on_epoch: Callable[[int, Mapping[str, Record]], None] = lambda epoch, records: None,
     checkpoint: Path | None = None,
@@ -86,11 +88,12 @@ def train_grid(
     """Trains all configs on ``fit``. With ``score`` each config keeps the head of its best epoch there (see ``selection.preference``),
     else of the last one. ``on_epoch`` gets the records of every epoch once, after a restart also those of the epochs already done.
 
+    ``standards``: of the configs whose heads are trained on standardised features; the heads that come back take features as they are.
     ``cores``: how many of a CPU's the training may use; the numbers are the same for any. ``notes`` is told what did not go as planned.
     ``groups``: some of those of ``divide_grid``, where not all are to be trained here."""
     divided = divide_grid(shapes, configs, recipe.batch_size, device) if groups is None else groups
     configs = {name: config for name, config in configs.items() if any(name in names for names in divided)}
-    grid = _Grid(shapes, configs, divided, len(fit), recipe, device)
+    grid = _Grid(shapes, configs, divided, len(fit), recipe, device, standards or {})
     trained = {name: Trained() for name in configs}
     last_epoch = min(recipe.epochs, recipe.stop_after or recipe.epochs)
     places = [group.names for group in grid.groups]
@@ -156,7 +159,7 @@ def _records_of(trained: Mapping[str, Trained], epoch: int) -> dict[str, Record]
 
 
 class _Grid:
-    """The heads of all configs on the device, in groups of one shape."""
+    """The heads of all configs on the device, in groups of one shape that see the same."""
 
     def __init__(
         self,
@@ -166,11 +169,14 @@ class _Grid:
         n_fit: int,
         recipe: Recipe,
         device: torch.device,
+        standards: Mapping[str, Standard],
     ) -> None:
         self._recipe, self._order = recipe, list(configs)
         self._n_steps = math.ceil(n_fit / recipe.batch_size)
         loss = find_loss(recipe.loss)
-        self.groups = [Group(shapes[names[0]], names, configs, loss, recipe.metrics, recipe.seed, device) for names in groups]
+        self.groups = [
+            Group(shapes[names[0]], names, configs, loss, recipe.metrics, recipe.seed, device, standards.get(names[0])) for names in groups
+        ]
         self._group_of = {name: group for group in self.groups for name in group.names}
 
     def begin_epoch(self, epoch: int) -> None:
@@ -192,7 +198,8 @@ class _Grid:
 
     def kept_head(self, name: str) -> Stack:
         group = self._group_of[name]
-        return take_head(group.best, group.names.index(name))
+        head = take_head(group.best, group.names.index(name))
+        return head if group.standard is None else fold(head, group.standard)
 
 
 def _save(path: Path, fingerprint: str, epoch: int, grid: _Grid, trained: Mapping[str, Trained]) -> None:

@@ -25,6 +25,7 @@ from virb.probes.pieces import Sizes, Stage
 from virb.probes.prepare import prepare
 from virb.probes.selection import choose, over_seeds
 from virb.probes.split import Split, join, n_images, sample_width
+from virb.probes.standard import Standard, standards
 
 
 class GradientProbe:
@@ -93,6 +94,7 @@ class GradientProbe:
         tells = {seed: _curves(context, "" if seed == settings.seeds[0] else f"seed{seed}/") for seed in settings.seeds}
 
         def train(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+            seen = standards(data.fit, shapes, configs)
             asked = [pieces[number] for number in numbers]  # seed by seed
             seeds = list(dict.fromkeys(seed for seed, _ in asked))
             if context.pieces.shared:
@@ -101,7 +103,7 @@ class GradientProbe:
                 own = [names for other, names in asked if other == seed]
                 tell = None if context.pieces.shared else tells[seed]  # else they are told when all groups are there
                 again = replace(recipe, seed=seed)
-                found = trainings.run(f"grid-seed{seed}", shapes, configs, data.fit, data.score, again, tell, own)
+                found = trainings.run(f"grid-seed{seed}", shapes, configs, data.fit, data.score, again, seen, tell, own)
                 for names in own:
                     yield {"configs": {name: vars(found[name]) for name in names}, "notes": trainings.notes}
 
@@ -124,14 +126,15 @@ class GradientProbe:
         chosen = choose(candidates, primary.higher_is_better).name
 
         runs = []
+        if settings.refit:
+            everything, one = join(data.fit, data.score), {chosen: configs[chosen]}
+            seen = standards(everything, shapes, one)
         for seed, trained in by_seed.items():
             outcomes = {name: _outcome(name, trained[name], settings) for name in configs}
             if settings.refit:
                 epochs = outcomes[chosen].epoch
-                everything = join(data.fit, data.score)
                 again = replace(recipe, seed=seed, stop_after=epochs)
-                one = {chosen: configs[chosen]}
-                head = trainings.run(f"refit-seed{seed}", shapes, one, everything, None, again)[chosen].head
+                head = trainings.run(f"refit-seed{seed}", shapes, one, everything, None, again, seen)[chosen].head
                 if head is None:
                     raise ViRBError(f"{chosen} diverged when it was trained again on fit + select; try a lower learning rate")
                 outcomes[chosen].head = head
@@ -200,6 +203,7 @@ class _Trainings:
         fit: Split,
         score: Split | None,
         recipe: Recipe,
+        seen: Mapping[str, Standard],
         tell: Callable[[int, Mapping[str, Record]], None] | None = None,
         groups: Sequence[tuple[str, ...]] | None = None,
     ) -> dict[str, Trained]:
@@ -216,6 +220,7 @@ class _Trainings:
             score,
             recipe,
             self._context.device,
+            standards=seen,
             cores=self._context.cores,
             on_epoch=on_epoch,
             checkpoint=None if scratch is None else scratch / f"{name}.pt",

@@ -21,9 +21,9 @@ from virb.probes.pieces import WHOLE, Pieces, Sizes, Stage
 from virb.probes.prepare import prepare
 from virb.probes.sheets import Sheet, choose_by, deterministic, outcome, score
 from virb.probes.split import Split, join, sample_width
+from virb.probes.standard import moments
 
 _MEMORY = 4 << 30  # bytes of the histories of all configs that are solved at once
-_READ = 1 << 24  # numbers of one piece of features when their mean and spread are taken
 _LEAST_WEIGHTS = 1 << 18  # of configs that are solved together, under which products lose speed
 _LEAST_WORK = {"cpu": 1 << 30, "cuda": 1 << 37}  # multiplications of one evaluation under which a batch of its own costs more than it saves
 _EVALUATIONS = 150  # of one config, for estimates
@@ -205,20 +205,3 @@ def batches_of(configs: Mapping[str, LogisticConfig], n: int, n_params: int, dev
         count = max(-(-len(names) // most), min(len(names), wanted), 1)
         batches += [tuple(names[place] for place in part) for part in np.array_split(np.arange(len(names)), count)]
     return batches
-
-
-def moments(split: Split) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature, float64 (D,), on the device."""
-    total = square = torch.zeros(1, dtype=torch.float64)
-    pivot: Tensor | None = None  # taken off first, so that the squares of far-off features do not swallow their spread
-    for positions in split.chunks(max(1, _READ // max(1, split.features(torch.arange(1)).shape[1]))):
-        x = split.features(positions).double()
-        if pivot is None:
-            pivot = x.mean(0)
-            total, square = torch.zeros_like(pivot), torch.zeros_like(pivot)
-        x -= pivot
-        total, square = total + x.sum(0), square + x.square().sum(0)
-    if pivot is None:
-        raise ViRBError(f"there are no {split.name} samples")
-    mean = total / len(split)
-    return pivot + mean, (square / len(split) - mean.square()).clamp_min_(0.0).sqrt_()

@@ -20,6 +20,7 @@ from virb.functional.optimizers import ADAM_BETAS, adam_step, sgd_step
 from virb.functional.schedules import Schedule, values
 from virb.probes.heads import HeadShape, Stack, backward, forward, init_head, stack_heads
 from virb.probes.losses import Loss
+from virb.probes.standard import Standard, StandardiseSettings
 from virb.probes.tally import Tally
 
 _LEAST_WORK = 2**24  # multiplications of a step under which a group is not worth a thread's turn
@@ -27,7 +28,7 @@ _LEAST_WEIGHTS = 2**17  # parameters under which products lose speed
 _LEAST_WORK_OF_GPU = 2**33  # multiplications of a step under which a GPU would notice that there are several groups
 
 
-class GradientSettings(Protocol):
+class GradientSettings(StandardiseSettings, Protocol):
     """What the grid reads of a training config (``virb.config.GradientConfig``)."""
 
     @property
@@ -70,9 +71,11 @@ class Group:
         metrics: Sequence[str],
         seed: int,
         device: torch.device,
+        standard: Standard | None = None,
     ) -> None:
-        """``metrics``: those of the scored split; the first, the primary, is also counted in training."""
-        self.names, self._loss = list(names), loss
+        """``metrics``: those of the scored split; the first, the primary, is also counted in training. ``standard`` is for who takes the
+        group through batches: steps are given what it makes of them."""
+        self.names, self.standard, self._loss = list(names), standard, loss
         head = init_head(shape, seed)
         self.params = {key: tensor.to(device) for key, tensor in stack_heads([head] * len(self.names)).items()}
         self.best = {key: tensor.clone() for key, tensor in self.params.items()}

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from virb.functional.products import one_thread
 from virb.probes.stacks import Group
+from virb.probes.standard import Standard
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # features (B, D) and targets (B, ...), on the device
 Step = Callable[[Tensor, Tensor], None]
@@ -41,9 +43,7 @@ def make_steps(groups: Sequence[Group], device: torch.device, cores: int) -> Ite
     if device.type == "cuda":
         yield GraphSteps(groups, CudaGraphs(device) if captures else None)
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # of each product: more of them would change its last bits
-    try:
+    with one_thread():  # of each product
         # Metrics of other makers need not know about threads.
         threads = min(cores, len(groups)) if all(group.on_device for group in groups) else 1
         if threads == 1:
@@ -51,8 +51,6 @@ def make_steps(groups: Sequence[Group], device: torch.device, cores: int) -> Ite
             return
         with ThreadPoolExecutor(threads, "grid", lambda: torch.set_num_threads(1)) as pool:
             yield ThreadSteps(groups, pool)
-    finally:
-        torch.set_num_threads(before)
 
 
 class ThreadSteps:
@@ -72,16 +70,26 @@ class ThreadSteps:
         running: list[Future[None]] = []
         try:
             for several in _several(batches):
+                seen = _seen(self._groups, several)
                 if self._pool is None:
-                    for step in steps:
-                        _take(step, several)
+                    for step, mine in zip(steps, seen, strict=True):
+                        _take(step, mine)
                     continue
                 _wait(running)
-                running = [self._pool.submit(_take, step, several) for step in steps]
+                running = [self._pool.submit(_take, step, mine) for step, mine in zip(steps, seen, strict=True)]
             _wait(running)
         finally:
             for future in running:  # after an error or an interrupt nobody wants the rest
                 future.cancel()
+
+
+def _seen(groups: Sequence[Group], batches: Sequence[tuple[Tensor, Tensor]]) -> list[Sequence[tuple[Tensor, Tensor]]]:
+    """What each group sees of the batches: themselves, or standardised, which is done once for all groups with the same statistics."""
+    made: dict[Standard | None, Sequence[tuple[Tensor, Tensor]]] = {None: batches}
+    for standard in {group.standard: None for group in groups}:
+        if standard is not None:
+            made[standard] = [(standard(x), y) for x, y in batches]
+    return [made[group.standard] for group in groups]
 
 
 def _take(step: Step, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -160,12 +168,12 @@ class GraphSteps:
             self._do("score", self._score_all, x, y)
 
     def _train_all(self, x: Tensor, y: Tensor) -> None:
-        for group in self._groups:
-            group.train_step(x, y)
+        for group, batches in zip(self._groups, _seen(self._groups, [(x, y)]), strict=True):
+            _take(group.train_step, batches)
 
     def _score_all(self, x: Tensor, y: Tensor) -> None:
-        for group in self._groups:
-            group.score_batch(x, y)
+        for group, batches in zip(self._groups, _seen(self._groups, [(x, y)]), strict=True):
+            _take(group.score_batch, batches)
 
     def _do(self, what: str, step: Step, x: Tensor, y: Tensor) -> None:
         key = (what, tuple(x.shape), tuple(y.shape))
