@@ -112,3 +112,26 @@ def test_photos_are_as_large_as_imagenets(load, tmp_path: Path) -> None:
     sizes = [path.stat().st_size for path in tmp_path.rglob("*.jpg")]
     assert len(sizes) == 3
     assert all(60_000 < size < 160_000 for size in sizes)
+
+
+def test_both_loops_of_the_pretraining_benchmark_load_by_as_many_processes(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than there are cores: a plain loop with ten processes on two cores would be no fair comparison."""
+    pretrain = load("pretrain")
+    from virb.pretraining import data, loading
+
+    asked: list[int] = []
+
+    class Loader:
+        def __init__(self, *_: object, num_workers: int, **__: object) -> None:
+            asked.append(num_workers)
+            raise SystemExit
+
+    monkeypatch.setattr(pretrain, "available_cores", lambda: 3)
+    monkeypatch.setattr(loading, "available_cores", lambda: 3)
+    monkeypatch.setattr(pretrain.torch.utils.data, "DataLoader", Loader)
+    for given, expected in (([], 3), (["--num_workers", "2"], 2), (["--num_workers", "0"], 0)):
+        method, record = pretrain.prepared(pretrain.arguments(["--data_path", "digits", *given]))
+        with pytest.raises(SystemExit):
+            pretrain.plain_training(method, record, 1, "cpu")
+        ours = data.open_source(record, method.views(), pretrain.torch.device("cpu"))
+        assert asked.pop() == ours.workers == record.num_workers == expected
