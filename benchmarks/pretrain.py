@@ -3,9 +3,9 @@
 - augmentation: images/s of one thread, from decoded images to normalised views: the original's transforms (torchvision on Pillow),
   our reference path (the same, without its overhead) and our default path (tensors).
 - training: steps/s by the clock, processor seconds per step of all processes, share of time spent waiting for data, and peak memory of
-  the training process. The plain loop has the same networks, batch and number of loading processes, and the original's precision: fp32 on
-  CPUs, fp16 on a GPU. Targets: 1.5x on a CPU for a tiny recipe in which augmentation dominates (the default: 2 x 64 + 8 x 32 pixels of JPEG
-  files, a ViT of two blocks); 2x on a GPU for ViT-S/16.
+  the training process. The plain loop has the same networks (ours, without their drop path), batch and number of loading processes (never
+  more than cores), and the original's precision: fp32 on CPUs, fp16 on a GPU. Targets: 1.5x on a CPU for a tiny recipe in which
+  augmentation dominates (the default: 2 x 64 + 8 x 32 pixels of JPEG files, a ViT of two blocks); 2x on a GPU for ViT-S/16.
 - two processes (torchrun, gloo, one thread each) beside one process with one thread: images/s.
 
 Everything is measured in processes of its own, run in turn; medians of ``--pairs``. On a machine that others use too, believe the processor
@@ -34,6 +34,7 @@ from frame import Table, machine, times, verdict
 from PIL import Image
 from pretrain_plain import WARM, clocked, plain_training, plain_transform
 
+from virb.io import available_cores
 from virb.pretraining.augment import augment_pil, draw, normalize
 from virb.pretraining.augment_tensors import augment_tensors
 from virb.pretraining.catalogue import load_method, option_sources
@@ -160,6 +161,7 @@ def prepared(options: argparse.Namespace) -> tuple[Method, Any]:
     if options.batch_size:
         flags["batch_size_per_gpu"] = [str(options.batch_size)]
     record = make_options(keys, given, from_flags(type(make_options(keys)), flags, keys.aliases))
+    record = record.model_copy(update={"num_workers": min(record.num_workers, available_cores())})  # for both loops
     return load_method(options.method)(record), record
 
 
@@ -231,9 +233,11 @@ def measured(options: argparse.Namespace) -> Table:
             if part.__name__ in options.only:
                 rows += part(options)
     what = f"{options.method}, {options.config.stem if options.config else 'a tiny ViT, 2 x 64 + 8 x 32 px of JPEG files'}"
+    workers = prepared(options)[1].num_workers
     again = "python benchmarks/pretrain.py --device cuda --config configs/pretraining/dino_vits16_100ep.yaml --data_path IMAGENET/train"
     return Table(
-        f"Pretraining against a plain loop: {what}; {options.device}, {options.threads} thread(s), medians of {options.pairs}",
+        f"Pretraining against a plain loop: {what}; {options.device}, {options.threads} thread(s), {workers} loading process(es) for each, "
+        f"medians of {options.pairs}",
         ("what", "plain loop", "ours", "ratio", "target"),
         tuple(rows),
         gpu="" if options.device == "cuda" else again,

@@ -193,3 +193,26 @@ def test_the_iou_of_2021_counts_images_without_the_class_as_right(load) -> None:
 def test_knn_as_dinos_loop_gives_the_same_classes(load) -> None:
     row = load("knn").against_eval_knn(600, 110, [5, 20])
     assert row[-1] == "100.000 % (classes)"
+
+
+def test_both_loops_of_the_pretraining_benchmark_load_by_as_many_processes(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than there are cores: a plain loop with ten processes on two cores would be no fair comparison."""
+    pretrain = load("pretrain")
+    from virb.pretraining import data, loading
+
+    asked: list[int] = []
+
+    class Loader:
+        def __init__(self, *_: object, num_workers: int, **__: object) -> None:
+            asked.append(num_workers)
+            raise SystemExit
+
+    monkeypatch.setattr(pretrain, "available_cores", lambda: 3)
+    monkeypatch.setattr(loading, "available_cores", lambda: 3)
+    monkeypatch.setattr(pretrain.torch.utils.data, "DataLoader", Loader)
+    for given, expected in (([], 3), (["--num_workers", "2"], 2), (["--num_workers", "0"], 0)):
+        method, record = pretrain.prepared(pretrain.arguments(["--data_path", "digits", *given]))
+        with pytest.raises(SystemExit):
+            pretrain.plain_training(method, record, 1, "cpu")
+        ours = data.open_source(record, method.views(), pretrain.torch.device("cpu"))
+        assert asked.pop() == ours.workers == record.num_workers == expected

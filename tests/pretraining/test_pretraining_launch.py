@@ -8,13 +8,17 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_support import ROOT, flags
 from engine_support import DEFAULTS, TinyData, options_for, run
 
+from virb.cli import main
+from virb.pretraining import launch
 from virb.pretraining.launch import Task, parameters, rendezvous, submit
 from virb.pretraining.options import plain
 
@@ -69,6 +73,80 @@ def test_parameters_have_the_meaning_of_the_original_flags(tmp_path: Path) -> No
         "slurm_constraint": "volta32gb",
     }
     assert "gpus_per_node" not in parameters(options_for(tmp_path, device="cpu"), "virb-dino")
+
+
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The places of all jobs that were submitted."""
+    found: list[str] = []
+
+    def submit(options: Any, task: Task, cluster: str = "slurm") -> tuple[str, Path]:
+        found.append(options.output_dir)
+        return "7", Path(options.output_dir)
+
+    monkeypatch.setattr(launch, "submit", submit)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"data_path": "nowhere"}, "nowhere does not exist"),
+        ({"data_path": "empty"}, "no images"),
+        ({"init_from": "/nowhere.pth"}, "init_from: /nowhere.pth does not exist"),
+        ({"probe": "/nowhere.yaml"}, "/nowhere.yaml    does not exist"),
+        ({"probe": "wrong.yaml"}, "did you mean digits?"),
+        ({"output_dir": "file/run"}, "a file is in its way"),
+        ({"knn_every": 1, "knn_data": "nowhere"}, "nowhere does not exist"),
+        ({"patch_size": 5}, "patches of 5 pixels do not divide views of 16"),
+        ({"nodes": 2, "ngpus": 8}, "a step takes 3,840 images (batch_size_per_gpu 240 x 16 ranks), but there are only 1,438"),
+    ],
+)
+def test_what_would_end_the_job_is_told_before_it_is_submitted(
+    keys: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = submitted(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("file").touch()
+    Path("wrong.yaml").write_text("a: {task: digitz}\n")
+    assert main(flags(tmp_path / "run", **{"launcher": "slurm", "nodes": 1, "ngpus": 1, **keys})) == 2
+    assert words in capsys.readouterr().err
+    assert jobs == []
+
+
+def test_data_that_only_the_cluster_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = submitted(monkeypatch)
+    assert main(flags(tmp_path / "runs" / "%j", launcher="slurm", ngpus=1, nodes=1, data_path="/nowhere/images")) == 0
+    told = capsys.readouterr()
+    assert "note: data_path /nowhere/images is not on this machine" in told.err
+    assert "job 7 submitted" in told.out
+    assert jobs == [str(tmp_path / "runs" / "%j")]
+
+
+@needs_submitit
+@pytest.mark.slow
+def test_the_command_submits_a_job_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two tasks, as Slurm would start them, end as one process with the joint batch."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{':'.join(sys.path)}")
+    monkeypatch.setattr(launch, "submit", partial(submit, cluster="local"))
+    more = dict(launcher="slurm", nodes=1, ngpus=2, mem_per_gpu=0, cpus_per_task=1, timeout=5)
+    assert main(flags(tmp_path / "runs" / "%j", **{**more, "batch_size_per_gpu": 120})) == 0
+    job = capsys.readouterr().out.split()[1]
+    import submitit
+
+    folder = tmp_path / "runs" / "slurm"
+    deadline = time.monotonic() + 150
+    while len(list(folder.glob(f"{job}_*_result.pkl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    told = (folder / f"{job}_0_log.out").read_text()
+    assert submitit.local.local.LocalJob(folder, job, tasks=[0, 1]).results() == [0, 0], told
+    assert "2 x cpu   240 images per step" in told
+    assert main(flags(tmp_path / "one")) == 0
+    one, two = (torch.load(path / "checkpoint.pth", weights_only=True) for path in (tmp_path / "one", tmp_path / "runs" / job))
+    for branch in ("teacher", "dino_loss"):
+        for name, value in one[branch].items():
+            torch.testing.assert_close(value, two[branch][name], rtol=1e-4, atol=1e-5)
 
 
 @needs_submitit

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from virb.pretraining.options import EngineOptions, Given, KeyHelp
 
 EXAMPLES = """examples:
-  virb pretrain dino --config configs/pretraining/dino_tiny_cpu.yaml
+  virb pretrain dino --config configs/pretraining/dino_tiny_cpu.yaml           (results: runs/dino_tiny_cpu)
   virb pretrain dino --config configs/pretraining/dino_vits16_100ep.yaml --data_path /data/imagenet/train --output_dir runs/1
   torchrun --nproc_per_node 8 main.py pretrain dino --config ...
   virb pretrain dino --config ... --output_dir 'runs/%j' --launcher slurm --nodes 2 --ngpus 8 --partition gpu
@@ -50,6 +50,7 @@ def pretrain(arguments: Sequence[str]) -> int:
         raise UsageError(f"virb pretrain: name the method first: virb pretrain METHOD {arguments[0]} ... (methods: {', '.join(_names())})")
     from virb.pretraining.catalogue import option_sources
     from virb.pretraining.options import from_flags, make_options, options_of, plain, read_config
+    from virb.pretraining.unused import unused
 
     source = option_sources(arguments[0])
     record = options_of(source)
@@ -59,19 +60,38 @@ def pretrain(arguments: Sequence[str]) -> int:
         given.pop(name, None)
     from_file, facts = read_config(config) if config is not None else ({}, {})
     texts = {name: [value] if isinstance(value, str) else value for name, value in given.items()}
-    from_file, unknown = _known(from_file, record, source.aliases, config)
-    options = make_options(source, from_file, from_flags(record, texts, source.aliases))
-    if unknown:
-        note(f"{config}: not options of {source.name}, left out: {', '.join(unknown)}")
-    _compare_world(facts, options)
+    from_file, unknown = _known(from_file, record, source.aliases)
+    from_line = from_flags(record, texts, source.aliases)
     recipe = config.stem if config is not None else ""
+    options = _placed(make_options(source, from_file, from_line), recipe or source.name.rpartition(":")[2])
+    if os.environ.get("RANK", "0") == "0":
+        if unknown:
+            note(f"{config}: not options of {source.name}, left out: {', '.join(unknown)}")
+        for line in unused(options, from_file, from_line, aliases=source.aliases):
+            note(line)
+        _compare_world(facts, options)
     if options.launcher == "slurm":
-        from virb.pretraining.launch import Task, submit
+        from virb.pretraining.launch import Task, check_before, submit
 
+        for line in check_before(options, source.name):
+            note(line)
+        if options.probe:
+            check_probe(Path(options.probe))
         job, folder = submit(options, Task(train_from, source.name, plain(options), recipe))
         say(f"job {job} submitted; its output: {folder}/{job}_0_log.out; results: {options.output_dir.replace('%j', job)}")
         return 0
     return _train(source.name, options, recipe, keep_going_on_term=False)
+
+
+def _placed(options: EngineOptions, name: str) -> EngineOptions:
+    """With the names in place of ``%r`` and ``%j`` in output_dir; a job of ``--launcher slurm`` knows its number only when it runs."""
+    folder = options.output_dir.replace("%r", name)
+    if "%j" in folder and options.launcher != "slurm":
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is None:
+            raise UserError(f"output_dir {folder}: %j is a Slurm job's number, and this is none; name a folder, or add --launcher slurm")
+        folder = folder.replace("%j", job)
+    return options.model_copy(update={"output_dir": folder})
 
 
 def train_from(method: str, values: Mapping[str, Any], recipe: str, keep_going_on_term: bool) -> int:
@@ -126,20 +146,25 @@ def _tell_start(name: str, options: EngineOptions, images: int, ranks: Ranks, co
     say(f"{name}   {images:,} images   {devices}   {joint:,} images per step   {epochs}   -> {options.output_dir}", console)
 
 
+def check_probe(tasks: Path) -> None:
+    """Mistakes in the task config are told before the training."""
+    from virb.config import load_task_configs
+    from virb.encoders.load import encoder_names
+    from virb.tasks.vocabulary import TaskVocabulary
+
+    load_task_configs(tasks, TaskVocabulary(encoder_names())).checked()
+
+
 class Probes:
     """Runs tasks on the teacher every so many epochs, in a process of its own; results in ``output_dir/probes``. One that fails is told and
     the training goes on."""
 
     def __init__(self, options: EngineOptions, ranks: Ranks, console: Any) -> None:
-        from virb.config import load_task_configs
-        from virb.encoders.load import encoder_names
-        from virb.tasks.vocabulary import TaskVocabulary
-
         self._tasks, self._every = Path(str(options.probe)), options.every
         self._out = Path(options.output_dir).expanduser() / "probes"
         self._device, self._console = str(ranks.device), console
         self._epochs = options.epochs
-        load_task_configs(self._tasks, TaskVocabulary(encoder_names())).checked()  # its mistakes are told before the training
+        check_probe(self._tasks)
 
     def __call__(self, checkpoint: Path, epochs: int, stopping: Callable[[], bool]) -> None:
         if epochs % self._every and epochs != self._epochs:
@@ -224,17 +249,13 @@ def method_parser(method: str) -> argparse.ArgumentParser:
     for heading, title in _HEADINGS.items():
         groups[heading] = parser.add_argument_group(title)
     for item in describe_keys(options_of(source), "method"):
-        others = [f"--{alias}" for alias, target in source.aliases.items() if target == item.name]
         several: dict[str, Any] = {"nargs": "+"} if item.several else {"nargs": "?", "const": "true"} if item.kind is bool else {}
-        groups[item.group].add_argument(
-            f"--{item.name}",
-            *others,
-            dest=item.name,
-            default=argparse.SUPPRESS,
-            metavar=_metavar(item),
-            help=(item.text if item.default is None else f"{item.text} (default: {_shown(item.default)})").replace("%", "%%"),
-            **several,
-        )
+        shared: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": _metavar(item), **several}
+        about = item.text if item.default is None else f"{item.text} (default: {_shown(item.default)})"
+        groups[item.group].add_argument(f"--{item.name}", dest=item.name, help=about.replace("%", "%%"), **shared)
+        for alias, target in source.aliases.items():
+            if target == item.name:
+                groups[item.group].add_argument(f"--{alias}", dest=alias, help=f"the original's name of --{target}", **shared)
     return parser
 
 
@@ -258,13 +279,9 @@ def _flag(argument: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") and len(name) > 2 else argument
 
 
-def _known(
-    given: Mapping[str, Given], record: type[EngineOptions], aliases: Mapping[str, str], config: Path | None
-) -> tuple[dict[str, Given], list[str]]:
+def _known(given: Mapping[str, Given], record: type[EngineOptions], aliases: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
     """An original args.txt may have keys of no meaning here; in a file of ours they are mistakes, which the check of the record reports."""
-    if config is None or config.suffix != ".txt":
-        return dict(given), []
-    known = {name: item for name, item in given.items() if aliases.get(name, name) in record.model_fields}
+    known = {name: item for name, item in given.items() if aliases.get(name, name) in record.model_fields or not item.original}
     return known, sorted(given.keys() - known.keys())
 
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from virb.cli.console import columns, note, say
 from virb.errors import UserError
 
-_SCALES = {"global": (0.4, 1.0), "local": (0.05, 0.4)}  # DINO's
-_SIZES = {"global": 224, "local": 96}
-
 
 def visualize(options: argparse.Namespace) -> int:
     return {"match": _match}[options.action](options)
@@ -18,17 +15,19 @@ def visualize(options: argparse.Namespace) -> int:
 
 def _match(options: argparse.Namespace) -> int:
     from virb.io import make_folder
+    from virb.pretraining.dino_options import DINOOptions
     from virb.visualize.matches import draw_matches, matched_views
 
     out: Path = options.out.expanduser()
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is a PNG; name it so")
     first, second = options.views
+    usual = DINOOptions.model_validate({}).model_dump()
     matched = matched_views(
         options.image,
         patch_size=options.patch_size,
-        sizes=tuple(options.sizes) if options.sizes else (_SIZES[first], _SIZES[second]),
-        scales=(_SCALES[first], _SCALES[second]),
+        sizes=tuple(options.sizes) if options.sizes else (usual[f"{first}_crops_size"], usual[f"{second}_crops_size"]),
+        scales=(usual[f"{first}_crops_scale"], usual[f"{second}_crops_scale"]),
         rule=options.matching,
         min_overlap=options.min_overlap,
         side=options.squash,

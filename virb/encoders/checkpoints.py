@@ -61,6 +61,20 @@ class Checkpoint:
         return {key: noted[key] for key, kind in kinds.items() if isinstance(noted.get(key), kind) and noted[key] != ""}
 
     @cached_property
+    def trained_positions(self) -> str | None:
+        """``position_mode`` of the vision transformer that ViRB's own pretraining wrote (also when it was converted since), unchecked; None
+        for other files, and for networks of others, which have their own way."""
+        noted: Any = self.content.get("virb") if isinstance(self.content, Mapping) else None
+        if isinstance(noted, Mapping) and "engine" in noted:
+            options = noted.get("options")
+            noted = options if isinstance(options, Mapping) and not str(options.get("arch")).startswith("timm:") else {}
+        else:
+            with suppress(ValueError):
+                noted = json.loads(self.metadata.get(TRAINING, "{}"))
+        mode = noted.get("position_mode") if isinstance(noted, Mapping) else None
+        return mode if isinstance(mode, str) else None
+
+    @cached_property
     def trained_heads(self) -> int | None:
         """How many heads the vision transformer has that ViRB's own pretraining wrote; shapes do not tell."""
         noted: Any = self.content.get("virb") if isinstance(self.content, Mapping) else None

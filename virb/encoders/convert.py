@@ -69,11 +69,12 @@ def convert(source: Path, destination: Path, expect: str | None = None, checkpoi
         "virb.source": source.name,
         "virb.sha256": digest,
         "virb.architecture": architecture,
-        "virb.arguments": json.dumps(arguments),
+        "virb.arguments": json.dumps({name: value for name, value in arguments.items() if name != "position_mode"}),
         "virb.layout": ", ".join(part for part in (place.rule.name, str(place)) if part),
     }
     if checkpoint.training:
-        metadata[TRAINING] = json.dumps(checkpoint.training)
+        positions = arguments.get("position_mode")
+        metadata[TRAINING] = json.dumps({**checkpoint.training, **({"position_mode": positions} if positions else {})})
     _write(destination, state, metadata, encoder.family == "resnet")
     left = f"; left out: {', '.join(sorted({*place.beside, *place.others}))}" if place.beside or place.others else ""
     where = f" ({place})" if str(place) else ""

@@ -12,13 +12,13 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from virb.encoders.architectures import ANCHORS, MOCOV3_HEADS, SPELLINGS, Found, State, infer, is_vit, vit_shapes
 from virb.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from virb.encoders.checkpoints import FORMAT, Checkpoint, some
 from virb.encoders.registry import encoder_names
-from virb.encoders.vit import HEADS, SIZES
+from virb.encoders.vit import HEADS, SIZES, PositionMode
 from virb.errors import UserError
 
 __all__ = ["HEADS", "RULES", "Place", "Rule", "choose", "layout_table", "places", "recognise", "vit_arguments"]
@@ -198,7 +198,13 @@ def recognise(checkpoint: Checkpoint, key: str | None = None) -> Found:
         )
     if isinstance(found, str):
         raise UserError(f"{checkpoint.path} holds {found}; name `arch:` with `args:`, or `module:`")
-    return found
+    return (found[0], {**found[1], **_trained_positions(checkpoint)}) if found[0] in ("vit", *SIZES) else found
+
+
+def _trained_positions(checkpoint: Checkpoint) -> dict[str, Any]:
+    """``position_mode`` that a network of ViRB's own pretraining was trained with; empty for the default, and for other files."""
+    mode = checkpoint.trained_positions
+    return {"position_mode": mode} if mode != "exact" and mode in get_args(PositionMode) else {}
 
 
 def vit_arguments(checkpoint: Checkpoint, key: str | None, arch: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,6 +223,7 @@ def vit_arguments(checkpoint: Checkpoint, key: str | None, arch: str, given: Map
         if arch in SIZES and SIZES[arch][2] != heads:
             raise UserError(f"{checkpoint.path}: {found.rule.name}'s network of this width has {heads} heads; leave `arch: {arch}` away")
         told.update({} if arch in SIZES else {"heads": heads})
+    told.update(_trained_positions(checkpoint))
     return {name: value for name, value in told.items() if not (arch in SIZES and name in ("width", "depth"))}
 
 

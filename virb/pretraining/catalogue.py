@@ -1,7 +1,9 @@
-"""The methods' names and keys without their code, which needs torch: what ``--help`` and the check of options are made from."""
+"""The methods by name: ViRB's own, with their keys but without their code, which needs torch (``--help`` and the check of options are made
+from them), and those that ``@register_method`` or ``package.module:Class`` adds."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from virb.errors import UserError, did_you_mean
-from virb.pretraining.dino_options import DINOOptions, PatchwiseOptions
+from virb.pretraining.dino_options import PATCHWISE_NAMES, DINOOptions, PatchwiseOptions
 from virb.sources import import_attribute
 
 if TYPE_CHECKING:
@@ -18,42 +20,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodKeys:
-    """``name`` finds the method, also one of a user's own (``package.module:Class``); ``Options`` and ``aliases`` are its."""
+    """``name`` finds the method in any process: of ViRB's own, or ``package.module:Class``; ``Options`` and ``aliases`` are its.
+    ``module``: where one of ViRB's own registers itself."""
 
     name: str
     Options: type[BaseModel]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    module: str = ""
 
 
-_BUILTIN = (
-    MethodKeys("dino", DINOOptions),
-    MethodKeys("patchwise", PatchwiseOptions, {"global_scale": "global_crops_size", "local_scale": "local_crops_size"}),
+BUILTIN = (
+    MethodKeys("dino", DINOOptions, module="virb.pretraining.dino"),
+    MethodKeys("patchwise", PatchwiseOptions, PATCHWISE_NAMES, module="virb.pretraining.patchwise"),
 )
 
 
 def option_names() -> list[str]:
-    return sorted(method.name for method in _BUILTIN)
+    """Of ViRB's own methods, and of those that were registered by what is imported."""
+    return sorted({method.name for method in BUILTIN} | _registered().keys())
 
 
 def option_sources(name: str) -> MethodKeys:
     """UserError when there is no such method."""
-    for method in _BUILTIN:
+    for method in BUILTIN:
         if method.name == name:
             return method
-    if ":" in name:
-        found = load_method(name)
-        return MethodKeys(name, found.Options, found.aliases)
-    raise UserError(f"no pretraining method {name!r}{did_you_mean(name, option_names())} (methods: {', '.join(option_names())})")
+    if ":" not in name and name not in _registered():
+        raise UserError(f"no pretraining method {name!r}{did_you_mean(name, option_names())} (methods: {', '.join(option_names())})")
+    found = load_method(name)
+    place = f"{found.__module__}:{found.__qualname__}"
+    return MethodKeys(name if found.__module__ == "__main__" or "<locals>" in place else place, found.Options, found.aliases)
 
 
 def load_method(name: str) -> type[Method]:
-    """The method itself; this imports torch."""
+    """The method itself; this imports torch. After a colon stands the class, or the name that it was registered under."""
     from virb.pretraining.methods import Method, find_method
 
     if ":" not in name:
         return find_method(name)
-    found = import_attribute(name, "method")
+    module, _, attribute = name.partition(":")
+    import_attribute(f"{module}:__name__", "method")
+    registered = _registered().get(attribute)
+    found = registered if registered is not None and registered.__module__ == module else import_attribute(name, "method")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"the method {name} is not a class that extends virb.pretraining.methods.Method")
     found.name = found.name or name
     return found
+
+
+def _registered() -> Mapping[str, type[Method]]:
+    """Without an import: nothing can be registered before ``methods`` is there."""
+    methods = sys.modules.get("virb.pretraining.methods")
+    return {} if methods is None else methods.registered()

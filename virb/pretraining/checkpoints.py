@@ -27,7 +27,6 @@ from virb.io import clean_temporaries, write_atomic, writing
 
 LAST = "checkpoint.pth"
 _NUMBERED = re.compile(r"checkpoint(\d{4,})\.pth")
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -141,9 +140,10 @@ def plain_names(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Without what DDP and ``torch.compile`` put before names."""
 
     def short(name: str) -> str:
-        while name.startswith(_PREFIXES):
-            name = name.partition(".")[2]
-        return name.replace("._orig_mod", "").replace("_orig_mod.", "")
+        name = ".".join(part for part in name.split(".") if part != "_orig_mod")
+        while name.startswith("module."):
+            name = name.removeprefix("module.")
+        return name
 
     return {short(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
@@ -152,11 +152,7 @@ def fill(module: nn.Module, state: Mapping[str, Any], what: str, path: Path, *, 
     """Every tensor below ``prefix`` of the module from ``state``; UserError that tells what does not fit."""
     wanted = {name: value for name, value in module.state_dict().items() if name.startswith(prefix)}
     given = {name: value for name, value in plain_names(state).items() if name.startswith(prefix)}
-    shapes = [
-        f"{name} is {_shape(given[name])} in the file, {_shape(value)} here"
-        for name, value in wanted.items()
-        if name in given and given[name].shape != value.shape
-    ]
+    shapes = [text for name, value in wanted.items() if name in given and (text := difference(name, given[name], value))]
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in wanted]
     if shapes or missing or unexpected:
@@ -169,6 +165,13 @@ def fill(module: nn.Module, state: Mapping[str, Any], what: str, path: Path, *, 
     module.load_state_dict({name: given[name] for name in wanted if name in given}, strict=False)
 
 
+def difference(name: str, given: Tensor | None, wanted: Tensor) -> str:
+    """In words; empty when the one can take the place of the other."""
+    if given is None:
+        return f"{name} is not in the file"
+    return "" if given.shape == wanted.shape else f"{name} is {_shape(given)} in the file, {_shape(wanted)} here"
+
+
 def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "one number"
 
@@ -176,7 +179,7 @@ def _shape(tensor: Tensor) -> str:
 def _advice(shapes: list[str]) -> str:
     if shapes and all("last_layer" in text for text in shapes):
         return "the number of prototypes differs: set out_dim to the file's"
-    return "arch, patch_size, out_dim and the options of the head have to be those it was trained with"
+    return "arch and patch_size (with a head also out_dim and the options of the head) have to be those it was trained with"
 
 
 def branches(content: Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any], bool]:

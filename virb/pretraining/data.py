@@ -32,7 +32,7 @@ def open_source(options: EngineOptions, spec: ViewSpec, device: torch.device) ->
     """The views of the images that ``options`` name, for the engine."""
     from virb.pretraining.loading import ViewSource
 
-    if options.data_path is None:
+    if not options.data_path:
         raise UserError("data_path is not given; expected a folder with images, or built-in data: digits, shapes")
     return ViewSource(open_images(options.data_path), spec, options.seed, options.num_workers, device, options.augmentation)
 

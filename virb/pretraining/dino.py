@@ -45,7 +45,9 @@ class DINO(Method):
         student = self._network(backbone, self.options.drop_path_rate)
         teacher = self._network(backbone, 0.0)
         nets.copy_weights(teacher, student)
-        return Networks(student, teacher)
+        rate, usual = self.options.drop_path_rate, type(self.options).model_fields["drop_path_rate"].default
+        is_asked = rate not in (0.0, usual) and not backbone.drop_path
+        return Networks(student, teacher, (f"drop_path_rate {rate:g} is not used: {self.options.arch} takes none",) if is_asked else ())
 
     def state(self) -> nn.Module:
         return DINOLoss(self.options.out_dim, self.options.student_temp, self.options.center_momentum)

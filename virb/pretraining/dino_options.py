@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from virb.config.check import Strict
+from virb.pretraining.options import Count, NotNegative, Positive
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 def _rising(scale: tuple[float, float]) -> tuple[float, float]:
@@ -23,9 +22,9 @@ Scale = Annotated[
     tuple[Share, Share], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value), AfterValidator(_rising)
 ]
 Shares = Annotated[tuple[Share, Share, Share], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
-Weight = Annotated[float, Field(ge=0)]
 PositionMode = Literal["exact", "dino", "antialias"]  # as virb.encoders.vit has it
 CenterMode = Literal["position", "shared"]  # as virb.pretraining.losses has it
+PATCHWISE_NAMES = {"global_scale": "global_crops_size", "local_scale": "local_crops_size"}  # the original's, and ours
 
 
 class DINOOptions(Strict):
@@ -76,8 +75,8 @@ class PatchwiseOptions(DINOOptions):
 
     matching: Literal["nearest", "linspace"] = Field("nearest", description="which patches match: nearest centres, or the original's rule")
     min_overlap: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="least share of the smaller patch that nearest patches share")
-    cls_weight: Weight | None = Field(None, description="weight of the [CLS] loss; without the two all matched tokens count alike")
-    patch_weight: Weight | None = Field(None, description="weight of the patch loss, the mean over an image's matched patches")
+    cls_weight: NotNegative | None = Field(None, description="weight of the [CLS] loss; without the two all matched tokens count alike")
+    patch_weight: NotNegative | None = Field(None, description="weight of the patch loss, the mean over an image's matched patches")
     separate_patch_head: bool = Field(False, description="a second projection head for patches")
     center: CenterMode = Field("position", description="a centre for each token position, or shared: one for [CLS], one for all patches")
     squash: int | None = Field(None, ge=1, description="side of the square that images are first resized to; 256 in the original")

@@ -104,7 +104,7 @@ def train(
 ) -> Summary:
     """Trains to the end, or until it is told to stop. ``console``: a rich console (first rank). ``recipe``: the config's name, for the
     record. ``after_epoch`` is called on the first rank after every epoch's checkpoint. ``keep_going_on_term``: SIGTERM only saves."""
-    folder = make_folder(Path(options.output_dir).expanduser())
+    folder = make_folder(Path(options.output_dir.replace("%r", recipe or method.name)).expanduser())
     plan = plan_batches(options, len(source), ranks)
     with Stopper(keep_going_on_term) as stopper:
         with ranks.one_by_one() as mine:
@@ -144,6 +144,8 @@ class _Run:
         self.options, self.ranks, self.plan, self.folder, self.recipe, self.after_epoch = options, ranks, plan, folder, recipe, after_epoch
         self.teller = Teller(console if ranks.is_main else None)
         self.trainer = Trainer(method, options, ranks, plan.steps_per_epoch)
+        for line in self.trainer.notes:
+            self.teller.say(line)
         quiet = min(options.warmup_epochs, options.epochs // 2) * plan.steps_per_epoch
         self.alarm = Alarm(method.n_outputs if options.collapse_alarm else None, max(quiet, 100))
         self.sums = Sums()
@@ -172,6 +174,8 @@ class _Run:
         if last.exists():
             if not self.options.resume:
                 raise UserError(f"{last} is there already; choose another output_dir, or resume: true")
+            if self.options.init_from:
+                self.teller.say(f"init_from {self.options.init_from} is not looked at: {last} is there, and the training goes on from it")
             told = starting.resume(self.trainer, last)
         elif self.options.init_from:
             told = starting.init_from(self.trainer, Path(self.options.init_from).expanduser())
@@ -275,7 +279,7 @@ class _Run:
         trainer, method = self.trainer, self.trainer.method
         content: dict[str, Any] = {
             "student": {f"module.{name}": value for name, value in trainer.networks.student.state_dict().items()},
-            "teacher": dict(trainer.networks.teacher.state_dict()),
+            "teacher": _named_as_the_original(trainer.networks.teacher),
             "optimizer": trainer.optimizer.state_dict(),
             "epoch": trainer.progress.epoch,
             "args": plain(self.options),
@@ -307,6 +311,12 @@ class _Run:
     def close(self) -> None:
         self.curves.close()
         self.teller.close()
+
+
+def _named_as_the_original(teacher: nn.Module) -> dict[str, Any]:
+    """There a teacher with batch norms is wrapped by DDP, and its resume looks for nothing but the names that this gives."""
+    wrapped = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in teacher.modules())
+    return {f"module.{name}" if wrapped else name: value for name, value in teacher.state_dict().items()}
 
 
 def _heads(network: nn.Module) -> int | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from virb.errors import UserError, ViRBError
+from virb.io import can_write, make_folder
 from virb.pretraining.options import EngineOptions
 
 _SIGNAL_BEFORE = 120  # seconds before the end of the time that Slurm gives notice
@@ -75,6 +76,44 @@ def _hand_on(signum: int, place: Any) -> None:
     sys.exit(0 if place.global_rank else 128 + signum)
 
 
+def check_before(options: EngineOptions, method: str) -> list[str]:
+    """What would end the job right after hours in the queue is a UserError now. Returns notes: data at an absolute path may be where only
+    the job's machines see them."""
+    import torch
+
+    from virb.pretraining.catalogue import BUILTIN, load_method
+    from virb.pretraining.data import open_images
+    from virb.pretraining.distributed import Ranks
+    from virb.pretraining.engine import plan_batches
+    from virb.pretraining.monitor import labelled
+
+    folder = _logs(Path(options.output_dir).expanduser().absolute())
+    if not can_write(make_folder(folder)):
+        raise UserError(f"output_dir: {folder} cannot be written to; choose another folder")
+    if options.init_from and not Path(options.init_from).expanduser().exists():
+        raise UserError(f"init_from: {options.init_from} does not exist")
+    if not options.data_path:
+        raise UserError("data_path is not given; expected a folder with images, or built-in data: digits, shapes")
+    notes = []
+    for name, place in (("data_path", options.data_path), ("knn_data", options.knn_data if options.knn_every else "")):
+        path = Path(place).expanduser()
+        if path.is_absolute() and not path.exists():
+            notes.append(f"{name} {place} is not on this machine; the job ends at once unless its machines have it")
+        elif name == "data_path":
+            plan_batches(options, len(open_images(place)), Ranks(0, options.nodes * options.ngpus, torch.device("cpu")))
+        elif place:
+            labelled(place)
+    if method in [own.name for own in BUILTIN]:
+        with torch.device("meta"):  # without memory for the weights
+            load_method(method)(options).build()
+    return notes
+
+
+def _logs(folder: Path) -> Path:
+    """The folder, or the one above it whose name does not wait for the job's number."""
+    return next(place for place in (folder, *folder.parents) if "%j" not in str(place))
+
+
 def submit(options: EngineOptions, task: Task, cluster: str = "slurm") -> tuple[str, Path]:
     """The job's number and the folder with its output. ``cluster`` "local" runs the tasks on this machine (for tests)."""
     try:
@@ -85,7 +124,7 @@ def submit(options: EngineOptions, task: Task, cluster: str = "slurm") -> tuple[
     folder = Path(options.output_dir).expanduser().absolute()
     task.options = {**task.options, "output_dir": str(folder)}
     try:
-        logs = next(place for place in (folder, *folder.parents) if "%j" not in str(place)) / "slurm"
+        logs = _logs(folder) / "slurm"
         executor = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=options.max_requeues)
         executor.update_parameters(**parameters(options, f"virb-{task.method}", cluster))
         job = executor.submit(task)

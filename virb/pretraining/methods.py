@@ -32,6 +32,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from virb.errors import UserError, did_you_mean
+from virb.pretraining.catalogue import BUILTIN
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,11 @@ class Progress:
 @dataclass
 class Networks:
     """Student and teacher, with the state-dict keys of the original (``backbone.*``, ``head.*``). The teacher starts as the student and
-    takes no gradients. Not frozen: the engine puts the wrapped ones here."""
+    takes no gradients. ``notes``: what there is to tell of how they were built. Not frozen: the engine puts the wrapped ones here."""
 
     student: nn.Module
     teacher: nn.Module
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,10 @@ class Method(ABC):
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 
 _METHODS: dict[str, type[Method]] = {}
-_BUILTIN = ("virb.pretraining.dino", "virb.pretraining.patchwise")
 
 
 def register_method(name: str) -> Callable[[AnyMethod], AnyMethod]:
-    """Class decorator: ``virb pretrain name`` finds it."""
+    """Class decorator: ``virb pretrain name`` finds it where its module was imported, ``virb pretrain package.module:name`` imports it."""
 
     def register(method: AnyMethod) -> AnyMethod:
         known = _METHODS.get(name, method)
@@ -210,6 +211,11 @@ def register_method(name: str) -> Callable[[AnyMethod], AnyMethod]:
         return method
 
     return register
+
+
+def registered() -> Mapping[str, type[Method]]:
+    """What was registered so far."""
+    return _METHODS
 
 
 def method_names() -> list[str]:
@@ -226,5 +232,5 @@ def find_method(name: str) -> type[Method]:
 
 
 def _load_builtin() -> None:
-    for module in _BUILTIN:
-        importlib.import_module(module)
+    for method in BUILTIN:
+        importlib.import_module(method.module)

@@ -17,11 +17,11 @@ from virb.data.loader import load_batches
 from virb.data.transforms import Geometry
 from virb.errors import UserError
 from virb.functional.knn import nearest, normalise, vote
+from virb.pretraining.augment import MEAN, STD
 
 _BATCH = 64
 _NEAR = 0.005  # how near to its bound, in shares of ln K, an entropy or a loss looks collapsed
 _FLAT = 3  # epochs
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class KNN:
@@ -57,7 +57,7 @@ class KNN:
         rows = samples.fixed_rows()
         if rows is None or rows.shape[1] != 1:
             raise UserError(f"{self.data.name}: k-NN needs one image per sample")
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (_MEAN, _STD))
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
         found = []
         for batch in load_batches(
             self.data.lists[samples.images], rows[:, 0], (self._geometry,), _BATCH, self._workers, on_bad_image="error"

@@ -111,12 +111,14 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class Backbone:
-    """``build(drop_path_rate)`` makes one; ``extract`` reads it (see ``MultiCrop``); ``noise_width``: how many numbers each image needs."""
+    """``build(drop_path_rate)`` makes one; ``extract`` reads it (see ``MultiCrop``); ``noise_width``: how many numbers each image needs;
+    ``drop_path``: whether the rate does anything."""
 
     build: Callable[[float], nn.Module]
     extract: Extract
     width: int
     noise_width: int = 0
+    drop_path: bool = True
 
 
 def find_backbone(config: BackboneConfig, tokens: bool) -> Backbone:
@@ -219,20 +221,32 @@ def _timm(config: BackboneConfig, tokens: bool) -> Backbone:
         raise UserError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
 
     def build(drop_path_rate: float) -> nn.Module:
-        wishes: list[dict[str, Any]] = [{"dynamic_img_size": True, "img_size": config.image_sizes[0]}, {}]  # ViTs; all others
-        for wish in wishes:
-            try:
-                network = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path_rate, **wish)
-                return _noting(network, f"{TIMM}{bare}", {key: wish[key] for key in wish if key == "img_size"})
-            except TypeError as error:
-                refused = error
-        raise UserError(f"timm's {name} cannot be built with drop_path_rate: {refused}")
+        arguments = {**taken, "drop_path_rate": drop_path_rate} if "drop_path_rate" in taken else taken
+        network = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        return _noting(network, f"{TIMM}{bare}", {key: taken[key] for key in taken if key == "img_size"})
 
-    network: Any = build(0.0)
+    network, taken = _taken_by_timm(name, config.image_sizes[0])
     if tokens and (not hasattr(network, "num_prefix_tokens") or getattr(network, "cls_token", None) is None):
         raise UserError(f"timm's {name} has no [CLS] and patch tokens; take a ViT with a class token")
     extract = _timm_tokens if tokens else _pooled
-    return Backbone(build, extract, _width(config, network, extract))
+    return Backbone(build, extract, _width(config, network, extract), drop_path="drop_path_rate" in taken)
+
+
+def _taken_by_timm(name: str, side: int) -> tuple[Any, dict[str, Any]]:
+    """A network, and what it takes of what we would like to tell it. They differ: ViTs take all of it, Mixers no other size later on, most
+    convolutional ones only drop path, and VGGs nothing."""
+    import timm
+
+    sizes: list[dict[str, Any]] = [{"dynamic_img_size": True, "img_size": side}, {"img_size": side}, {}]
+    rates: list[dict[str, Any]] = [{"drop_path_rate": 0.0}, {}]
+    refused: Exception | None = None
+    for size in sizes:
+        for rate in rates:
+            try:
+                return timm.create_model(name, pretrained=False, num_classes=0, **size, **rate), {**size, **rate}
+            except TypeError as error:
+                refused = error
+    raise UserError(f"timm's {name} cannot be built: {refused}")
 
 
 def _timm_tokens(backbone: Any, images: Tensor, noise: Tensor | None) -> Tensor:
@@ -257,7 +271,7 @@ def _torchvision(config: BackboneConfig, tokens: bool) -> Backbone:
         network = make_network(config.arch)
         return network if config.arch in RESNETS else _noting(network, TORCHVISION, {"model": config.arch})
 
-    return Backbone(build, _pooled, _width(config, build(0.0), _pooled))
+    return Backbone(build, _pooled, _width(config, build(0.0), _pooled), drop_path=False)
 
 
 def _pooled(backbone: nn.Module, images: Tensor, noise: Tensor | None) -> Tensor:

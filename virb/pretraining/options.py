@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
@@ -39,7 +39,11 @@ class EngineOptions(Strict):
     """The engine's keys. Where the original (DINO's ``main_dino.py``, ``run_with_submitit.py``) has one, name and default are its own."""
 
     data_path: str | None = key(None, "folder with images (nested or flat), or built-in data: digits, shapes, digits+shapes", "data")
-    output_dir: str = key(".", "checkpoints, log.txt and curves go here; %j becomes the Slurm job's number", "data")
+    output_dir: str = key(
+        "runs/%r",
+        "checkpoints, log.txt and curves go here; %r becomes the recipe's name (the method's without --config), %j the Slurm job's number",
+        "data",
+    )
     num_workers: Natural = key(10, "processes per device that decode images ahead; never more than there are cores", "data")
     augmentation: Literal["auto", "tensors", "pil"] = key("auto", "tensors: on the GPU, or fast on CPUs; pil: the reference", "data")
     seed: Natural = key(0, "of weights, order, augmentation and masks", "data")
@@ -71,7 +75,10 @@ class EngineOptions(Strict):
     keep: Natural = key(0, "numbered checkpoints to keep, the newest ones; 0: all", "checkpoints")
     resume: bool = key(True, "go on from checkpoint.pth in output_dir if there is one; false: refuse to start there", "checkpoints")
     init_from: str | None = key(None, "checkpoint to start from: of this program, of the original, or of a backbone alone", "checkpoints")
-    init_center: bool = key(True, "with init_from: take the centre too; false: zeros", "checkpoints")
+    init_head: Literal["auto", "load", "new"] = key(
+        "auto", "with init_from: the projection head: the file's if it fits; load: it has to fit; new: drawn anew", "checkpoints"
+    )
+    init_center: bool = key(True, "with init_from: take the centre too, if it fits and the head is the file's; false: zeros", "checkpoints")
     init_optimizer: bool = key(False, "with init_from: take the optimizer's moments too", "checkpoints")
     init_schedule: Literal["restart", "continue"] = key(
         "restart", "with init_from: schedules from their start, or the file's epoch", "checkpoints"
@@ -172,16 +179,19 @@ def _kind(annotation: Any) -> type:
     return next((kind for kind in known if kind is not str), str)
 
 
-def _takes(annotation: Any, kind: type) -> bool:
-    return annotation is kind or any(_takes(part, kind) for part in _alternatives(annotation))
+def _takes_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return any(isinstance(choice, str) for choice in get_args(annotation))
+    return annotation is str or any(map(_takes_text, _alternatives(annotation)))
 
 
 @dataclass(frozen=True)
 class Given:
-    """A value and where it was given."""
+    """A value and where it was given. ``original``: as the original's code wrote it, all options of a run, some of them as texts."""
 
     value: Any
     where: Where
+    original: bool = False
 
 
 def read_config(path: Path) -> tuple[dict[str, Given], dict[str, Any]]:
@@ -202,12 +212,12 @@ def read_config(path: Path) -> tuple[dict[str, Given], dict[str, Any]]:
         if not isinstance(tree.data, Mapping):
             raise UserError(f"{path}: expected keys and values, got {describe(tree.data)}")
         data, lines = dict(tree.data), {str(where[0]): line for where, line in tree.lines.items() if len(where) == 1}
-    is_original = path.suffix == ".txt" or not lines or bool(_FACTS - {"local_rank", "dist_url"} & data.keys())
-    given = {
-        name: Given(_python_text(value) if is_original else value, Where(str(path), lines.get(name, 0), name))
-        for name, value in data.items()
-    }
-    facts = {name: item.value for name, item in given.items() if name in _FACTS}
+    is_text = path.suffix == ".json" and all(isinstance(value, str) for value in data.values())
+    is_original = path.suffix == ".txt" or not lines or is_text or bool(_FACTS - {"local_rank", "dist_url"} & data.keys())
+    if is_original and lines and not text.lstrip().startswith("{"):
+        data = {name: "" if value is None else value for name, value in data.items()}  # an empty text as str() writes it
+    given = {name: Given(value, Where(str(path), lines.get(name, 0), name), is_original) for name, value in data.items()}
+    facts = {name: _python_text(item.value) if is_original else item.value for name, item in given.items() if name in _FACTS}
     return {name: item for name, item in given.items() if name not in _FACTS or not is_original}, facts
 
 
@@ -217,19 +227,35 @@ def _read_namespace(path: Path, text: str) -> dict[str, Any]:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call):
             raise ValueError
-        return {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+        return {item.arg: _literal(item.value) for item in call.keywords if item.arg is not None}
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{path} starts as an original args.txt, but cannot be read as one") from error
 
 
+def _literal(node: ast.expr) -> Any:
+    """The value, where that is a literal; of a path, its text; of anything else, its source. Nothing is evaluated."""
+    if isinstance(node, ast.Call) and len(node.args) == 1 and ast.unparse(node.func).endswith("Path"):
+        return _literal(node.args[0])
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
+
+
 def _python_text(value: Any) -> Any:
-    """What the original writes with ``str``: None, True, (0.4, 1.0)."""
-    if isinstance(value, str) and (value in ("None", "True", "False") or value[:1] in "(["):
-        try:
-            return ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            return value
-    return value
+    """What the original writes with ``str``: None, True, (0.4, 1.0), in some files numbers too."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (SyntaxError, ValueError):
+        return value
+
+
+def _from_original(record: type[EngineOptions], name: str, value: Any) -> Any:
+    """Texts stay texts where the key takes them."""
+    field = record.model_fields.get(name)
+    if field is None or not _takes_text(field.annotation):
+        return _python_text(value)
+    return None if value == "None" else value
 
 
 def from_flags(record: type[EngineOptions], flags: Mapping[str, Sequence[str]], aliases: Mapping[str, str]) -> dict[str, Given]:
@@ -238,7 +264,7 @@ def from_flags(record: type[EngineOptions], flags: Mapping[str, Sequence[str]], 
     for name, texts in flags.items():
         field = record.model_fields.get(aliases.get(name, name))
         annotation = field.annotation if field is not None else None
-        plain = annotation is not None and (_takes(annotation, str) or bool(_choices(annotation)))
+        plain = _takes_text(annotation)
         values = [text if plain and text not in ("null", "~") else _yaml_value(text) for text in texts]
         if len(values) == 1 and isinstance(values[0], str) and _is_tuple(annotation):
             values = (
@@ -265,7 +291,7 @@ def make_options(method: MethodLike, *sources: Mapping[str, Given]) -> EngineOpt
             if target in named:
                 report.add(given.where, f"given twice: {named[target]} is the same key")
             named[target] = name
-            merged[target] = given
+            merged[target] = replace(given, value=_from_original(record, target, given.value)) if given.original else given
     data = {name: _as_tuple(record, name, given.value) for name, given in merged.items()}
     for name, value in data.items():
         length = _length(record.model_fields[name].annotation) if name in record.model_fields else None
@@ -296,9 +322,9 @@ def plain(options: BaseModel) -> dict[str, Any]:
 
 # Keys that change neither what is learned nor when; they may be other ones after a resume without a word.
 _SILENT = frozenset(
-    "output_dir num_workers device dist_url local_rank rank_timeout saveckp_freq save_every_steps keep resume init_from init_center "
-    "init_optimizer init_schedule log_every tensorboard knn_every knn_data knn_k collapse_alarm probe every launcher nodes ngpus "
-    "cpus_per_task mem_per_gpu partition timeout max_requeues comment use_volta32".split()
+    "output_dir num_workers device dist_url local_rank rank_timeout saveckp_freq save_every_steps keep resume init_from init_head "
+    "init_center init_optimizer init_schedule log_every tensorboard knn_every knn_data knn_k collapse_alarm probe every launcher nodes "
+    "ngpus cpus_per_task mem_per_gpu partition timeout max_requeues comment use_volta32".split()
 )
 
 

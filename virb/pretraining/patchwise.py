@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from virb.pretraining import networks as nets
 from virb.pretraining.dino import DINO
-from virb.pretraining.dino_options import PatchwiseOptions
+from virb.pretraining.dino_options import PATCHWISE_NAMES, PatchwiseOptions
 from virb.pretraining.geometry import match
 from virb.pretraining.heads import MultiCrop
 from virb.pretraining.losses import PatchLoss
@@ -25,7 +25,7 @@ from virb.pretraining.methods import LossOut, Matches, Networks, Progress, Views
 class PatchwiseDINO(DINO):
     Options = PatchwiseOptions
     options: PatchwiseOptions
-    aliases: ClassVar = {"global_scale": "global_crops_size", "local_scale": "local_crops_size"}
+    aliases: ClassVar = PATCHWISE_NAMES
     tokens = True
 
     def views(self) -> ViewSpec:

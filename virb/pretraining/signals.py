@@ -30,7 +30,7 @@ class Stopper:
 
     @property
     def stays(self) -> bool:
-        """Whether the training goes on after it has saved."""
+        """Whether the training goes on after it has saved. No signal of its own: another rank was asked, and all do the same."""
         return self._keep_going and self.signal in (signal.SIGTERM, None)
 
     def answered(self) -> None:

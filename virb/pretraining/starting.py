@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from virb.errors import UserError
-from virb.pretraining import checkpoints
+from virb.pretraining import checkpoints, fitting
 from virb.pretraining.optim import is_state_of
 from virb.pretraining.options import changes, plain
 from virb.pretraining.step import Trainer
@@ -28,7 +28,7 @@ def resume(trainer: Trainer, path: Path) -> Start:
     content = checkpoints.read(path)
     record = checkpoints.noted(content)
     if record is None:  # the original's file, put here to be gone on with
-        return _take(trainer, content, path, center=True, optimizer=True, go_on=True)
+        return _take(trainer, content, path, head="load", center=True, optimizer=True, go_on=True)
     method = trainer.method
     if record.get("method") != method.name:
         raise UserError(f"{path} is of a training by {record.get('method')}, not {method.name}; choose another output_dir")
@@ -67,27 +67,52 @@ def init_from(trainer: Trainer, path: Path) -> Start:
     """Weights of any checkpoint, and of a full one what the options say. The rest starts new."""
     o = trainer.options
     content = checkpoints.read(path)
-    return _take(trainer, content, path, center=o.init_center, optimizer=o.init_optimizer, go_on=o.init_schedule == "continue")
+    return _take(
+        trainer,
+        content,
+        path,
+        head=o.init_head,
+        center=o.init_center,
+        optimizer=o.init_optimizer,
+        go_on=o.init_schedule == "continue",
+        fit=True,
+    )
 
 
-def _take(trainer: Trainer, content: dict[str, Any], path: Path, *, center: bool, optimizer: bool, go_on: bool) -> Start:
+def _take(
+    trainer: Trainer, content: dict[str, Any], path: Path, *, head: str, center: bool, optimizer: bool, go_on: bool, fit: bool = False
+) -> Start:
+    """``fit``: what is almost that of this training is made to fit, and told; otherwise everything has to be as it was."""
     student, teacher, has_head = checkpoints.branches(content, path)
-    is_full = has_head and "optimizer" in content
-    prefix = "" if has_head else "backbone."
+    lines: list[str] = []
+    if fit:
+        student, lines = fitting.fit_backbone(trainer.networks.student, student)
+        teacher, _ = fitting.fit_backbone(trainer.networks.teacher, teacher)
+    why = "" if has_head else "the file has none"
+    if head == "load" and not has_head and fit:
+        raise UserError(f"init_head: load, but {path} holds a backbone alone; leave it out")
+    if has_head and fit:
+        (student, told), (teacher, _) = (
+            fitting.fit_head(network, state)
+            for network, state in ((trainer.networks.student, student), (trainer.networks.teacher, teacher))
+        )
+        why = "init_head: new" if head == "new" else fitting.misfit(trainer.networks.student, student) if head == "auto" else ""
+        lines += [] if why else told
+    prefix = "backbone." if why else ""
     checkpoints.fill(trainer.networks.student, student, "student", path, prefix=prefix)
     checkpoints.fill(trainer.networks.teacher, teacher, "teacher", path, prefix=prefix)
-    taken, left = ["weights" if has_head else "weights of the backbone"], [] if has_head else ["head"]
-    if center and has_head and isinstance(content.get(trainer.method.state_key), Mapping):
-        try:
-            _load_state(trainer, content, path)
-        except UserError as error:  # that of another method, say
-            raise UserError(f"{str(error).splitlines()[0]}\n  init_center: false starts with a new one") from error
+    taken, left = ["weights of the backbone" if why else "weights"], [f"head ({why})"] if why else []
+    odd = _odd_center(trainer, content) if fit and not why else ""
+    if center and not why and not odd and isinstance(content.get(trainer.method.state_key), Mapping):
+        _load_state(trainer, content, path)
         taken.append("centre")
     else:
-        left.append("centre")
+        left.append(f"centre ({odd})" if odd and center else "centre")
     if optimizer:
-        if not is_full:
+        if "optimizer" not in content:
             raise UserError(f"init_optimizer: {path} has no optimizer; leave it out")
+        if why or lines:
+            raise UserError(f"init_optimizer: the optimizer of {path} is of other weights ({why or lines[0]}); leave it out")
         _load_optimizer(trainer, content, path)
         taken.append("optimizer")
     else:
@@ -103,10 +128,19 @@ def _take(trainer: Trainer, content: dict[str, Any], path: Path, *, center: bool
             trainer.scaler.load_state_dict(dict(content["fp16_scaler"]))
     else:
         left.append("schedules")
-    lines = [f"starting from {path}: {', '.join(taken)}; new: {', '.join(left) or 'nothing'}"]
-    if not go_on and has_head and trainer.options.warmup_epochs == 0:
+    lines.insert(0, f"starting from {path}: {', '.join(taken)}; new: {', '.join(left) or 'nothing'}")
+    if not go_on and not why and trainer.options.warmup_epochs == 0:
         lines.append("the learning rate starts at its peak, which destroys what was learned; give it warmup_epochs, or a smaller lr")
     return Start(lines=tuple(lines))
+
+
+def _odd_center(trainer: Trainer, content: Mapping[str, Any]) -> str:
+    """What keeps the file's centre from being taken; empty when nothing does."""
+    saved = content.get(trainer.method.state_key)
+    if not isinstance(saved, Mapping):
+        return ""
+    wanted, given = trainer.state.state_dict(), checkpoints.plain_names(saved)
+    return next((text for name in wanted if (text := checkpoints.difference(name, given.get(name), wanted[name]))), "")
 
 
 def _load_state(trainer: Trainer, content: Mapping[str, Any], path: Path) -> None:

@@ -50,6 +50,7 @@ class Trainer:
             raise UserError("checkpoint_activations: this architecture cannot; it is for vit_* and timm's networks")
         device = ranks.device
         self.networks = Networks(_synchronised(networks.student, ranks).to(device), _synchronised(networks.teacher, ranks).to(device))
+        self.notes = networks.notes
         self.networks.teacher.requires_grad_(False)
         self.state = method.state().to(device)
         self.optimizer = make_optimizer(options.optimizer, method.parameter_groups(self.networks.student))
