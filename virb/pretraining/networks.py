@@ -21,6 +21,8 @@ from virb.functional.randomness import torch_generator
 from virb.pretraining.heads import Extract
 
 TIMM = "timm:"
+# Without a classifier nothing would train the auxiliary ones, and they ask for larger images.
+_PLAIN: dict[str, dict[str, Any]] = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 _REFUSED = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)  # what other people's networks raise for an image size
 
 
@@ -154,7 +156,12 @@ def noise_width(config: BackboneConfig) -> int:
 
 
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:
-    """Batch norms whose statistics are those of the joint batch of all ranks (the original, for student and teacher). GPUs only."""
+    """Batch norms whose statistics are those of the joint batch of all ranks (the original, for student and teacher). GPUs only: on CPUs
+    there is ``join_batch_norm``."""
+    if any(type(module).__module__.startswith("timm.") for module in network.modules()):
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(network)  # torch's own would leave out the activations inside timm's batch norms
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
@@ -230,7 +237,7 @@ def _torchvision(config: BackboneConfig, tokens: bool) -> Backbone:
         raise UserError(f"{config.arch} has no [CLS] and patch tokens; take vit_tiny, vit_small, vit_base, vit_large or a ViT of timm")
 
     def build(drop_path_rate: float) -> nn.Module:  # torchvision's networks have rates of their own
-        network = models.get_model(config.arch, weights=None)
+        network = models.get_model(config.arch, weights=None, **_PLAIN.get(config.arch, {}))
         _without_classifier(network)
         return network
 
@@ -252,12 +259,14 @@ def _pooled(backbone: nn.Module, images: Tensor, noise: Tensor | None) -> Tensor
 
 @torch.no_grad()
 def _width(config: BackboneConfig, network: nn.Module, extract: Extract) -> int:
-    """Tried on one black image of every size, because other people's networks know best what they take."""
-    network.eval()
+    """Tried on black images of every size, because other people's networks know best what they take; some take more when they only look
+    than when they train."""
     width = 0
     for size in config.image_sizes:
         try:
-            features = extract(network, torch.zeros(1, 3, size, size), None)
+            with torch.random.fork_rng(devices=[]):  # dropout
+                extract(network.train(), torch.zeros(2, 3, size, size), None)
+            features = extract(network.eval(), torch.zeros(1, 3, size, size), None)
         except _REFUSED as error:
             raise UserError(f"{config.arch} cannot take views of {size} x {size} pixels: {error}") from error
         if features.ndim not in (2, 3):
