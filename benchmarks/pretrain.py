@@ -40,9 +40,9 @@ from virb.pretraining.augment_tensors import augment_tensors
 from virb.pretraining.catalogue import load_method, option_sources
 from virb.pretraining.data import open_images, open_source
 from virb.pretraining.distributed import join
-from virb.pretraining.engine import plan_batches
 from virb.pretraining.methods import Method
 from virb.pretraining.options import from_flags, make_options, read_config
+from virb.pretraining.plan import plan_batches
 from virb.pretraining.step import Trainer
 
 TINY = {  # augmentation dominates

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,11 +21,13 @@ from virb.config.check import Strict
 from virb.config.tree import Where
 from virb.errors import ViRBError
 from virb.functional.randomness import numpy_generator, torch_generator
+from virb.pretraining import checkpoints
 from virb.pretraining.distributed import Ranks, join
-from virb.pretraining.engine import BatchPlan, Summary, train
+from virb.pretraining.engine import Summary, train
 from virb.pretraining.methods import CropRecipe, LossOut, Method, Networks, Progress, Views, ViewSpec
 from virb.pretraining.optim import move_teacher
 from virb.pretraining.options import Given, make_options
+from virb.pretraining.plan import BatchPlan
 
 
 class TinyOptions(Strict):
@@ -35,12 +37,20 @@ class TinyOptions(Strict):
     flat: bool = Field(False, description="a teacher without an opinion")
     dropout: float = Field(0.0, description="of the backbone")
     linear_loss: bool = Field(False, description="loss without batch effects")
+    norm: bool = Field(False, description="batch norms of maps and of vectors")
+    fail_at: int = Field(-1, description="step at which the loss of a rank raises an error of its own")
+    fail_rank: int = Field(0, description="that rank")
+    fail_how: Literal["memory", "shape", "one"] = Field("memory", description="that error")
 
 
 class Net(nn.Module):
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, norm: bool = False) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width))
+        maps: list[nn.Module] = [nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU()] if norm else []
+        vectors: list[nn.Module] = [nn.BatchNorm1d(width, momentum=None)] if norm else []
+        self.backbone = nn.Sequential(
+            *maps, nn.Flatten(), nn.Linear(3 * 16, width), *vectors, nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width)
+        )
         self.head = nn.Linear(width, 5)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -57,7 +67,8 @@ class Tiny(Method):
         return ViewSpec((CropRecipe(4, (0.4, 1.0), count=2),), 2)
 
     def build(self) -> Networks:
-        student, teacher = Net(self.options.width, self.options.dropout), Net(self.options.width, 0.0)
+        o = self.options
+        student, teacher = Net(o.width, o.dropout, o.norm), Net(o.width, 0.0, o.norm)
         teacher.load_state_dict(student.state_dict())
         return Networks(student, teacher.requires_grad_(False))
 
@@ -73,10 +84,19 @@ class Tiny(Method):
         target = torch.softmax((teacher - state.center) / (1e3 if self.options.flat else 0.5), -1)
         loss = -(target * torch.log_softmax(student.float(), -1)).sum(-1).mean()
         entropy = -(target * target.log()).sum(-1).mean()
+        if self.options.fail_at == progress.step and self.options.fail_rank == int(os.environ.get("RANK", "0")):
+            self._fail()
         if self.options.break_from >= 0 and self.options.break_from <= progress.step < self.options.break_until:
             loss = loss * float("nan")
         rows = torch.tensor(float(len(teacher)), device=teacher.device)
         return LossOut(loss, {"teacher_entropy": entropy}, {"sum": teacher.sum(0, keepdim=True), "rows": rows})
+
+    def _fail(self) -> None:
+        if self.options.fail_how == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if self.options.fail_how == "one":
+            nn.functional.batch_norm(torch.zeros(1, 3, 1, 1), None, None, training=True)
+        torch.zeros(2, 3) @ torch.zeros(4, 5)
 
     def after_step(self, networks: Networks, state: nn.Module, statistics: Mapping[str, Tensor], progress: Progress) -> None:
         state.center.mul_(0.9).add_(statistics["sum"] / statistics["rows"], alpha=0.1)
@@ -134,11 +154,17 @@ def options_for(folder: Path | str, **keys: Any) -> Any:
 
 
 def run(
-    folder: Path | str, n: int = 26, ranks: Ranks | None = None, data: TinyData | None = None, console: Any = None, **keys: Any
+    folder: Path | str,
+    n: int = 26,
+    ranks: Ranks | None = None,
+    data: TinyData | None = None,
+    console: Any = None,
+    after_epoch: Any = None,
+    **keys: Any,
 ) -> Summary:
     options = options_for(folder, **keys)
     ranks = ranks or Ranks(0, 1, torch.device("cpu"))
-    return train(Tiny(options), options, data or TinyData(n), ranks, console=console, recipe="tiny_recipe")
+    return train(Tiny(options), options, data or TinyData(n), ranks, console=console, recipe="tiny_recipe", after_epoch=after_epoch)
 
 
 def tensors(value: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -182,9 +208,15 @@ if __name__ == "__main__":
 
         data.batches = dying  # type: ignore[method-assign]
     keys.pop("die_rank", None)
+    probe = keys.pop("probe_seconds", 0.0)
+    pause = keys.pop("save_seconds", 0.0)
+    if pause:
+        save = checkpoints.save
+        checkpoints.save = lambda path, content: (time.sleep(pause), save(path, content))  # type: ignore[assignment, func-returns-value]
+    after = (lambda path, epochs, stopping: time.sleep(probe)) if probe else None
     try:
-        summary = run(sys.argv[1], ranks=ranks, data=data, **keys)
-    except ViRBError as error:
+        summary = run(sys.argv[1], ranks=ranks, data=data, after_epoch=after, **keys)
+    except (ViRBError, RuntimeError) as error:
         ranks.tell(str(error).splitlines()[0])
         print(error, file=sys.stderr, flush=True)
         sys.exit(1)

@@ -239,6 +239,14 @@ def test_folders_that_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[
     (images / "3.png").write_bytes(b"no image")
     assert main(flags(tmp_path / "bad", data_path=images, batch_size_per_gpu=5, epochs=1)) == 1
     assert "3.png" in capsys.readouterr().err
+    skip = dict(data_path=images, batch_size_per_gpu=2, epochs=2, on_bad_image="skip")
+    assert main(flags(tmp_path / "skipped", **skip)) == 0
+    assert "1 image could not be decoded; others stood in for it (" in capsys.readouterr().out
+    (images / "0.png").write_bytes(b"no image")
+    assert main(flags(tmp_path / "first", **skip)) == 0
+    assert "2 images could not be decoded; others stood in for them (" in capsys.readouterr().out
+    assert main(flags(tmp_path / "first", data_path=images)) == 2
+    assert "the first image cannot be read" in capsys.readouterr().err
 
 
 def test_patchwise_trains(tmp_path: Path) -> None:
@@ -292,10 +300,15 @@ def test_kill_9_of_the_command_at_random_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_torchrun_ranks_equal_one(tmp_path: Path) -> None:
-    assert main(flags(tmp_path / "one", epochs=1)) == 0
+@pytest.mark.parametrize("more", [dict(), dict(use_bn_in_head="true", optimizer="sgd"), dict(arch="resnet18", optimizer="sgd")])
+def test_two_torchrun_ranks_equal_one(tmp_path: Path, more: dict[str, Any]) -> None:
+    if "arch" in more:
+        more |= dict(embed_dim="null", depth="null", num_heads="null", drop_path_rate=0.0, global_crops_size=32)
+    assert main(flags(tmp_path / "one", **{"epochs": 1, **more})) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main.py"]
-    subprocess.run([*command, *flags(tmp_path / "two", epochs=1, batch_size_per_gpu=120)], cwd=ROOT, env=environment(), check=True)
+    subprocess.run(
+        [*command, *flags(tmp_path / "two", **{"epochs": 1, **more, "batch_size_per_gpu": 120})], cwd=ROOT, env=environment(), check=True
+    )
     one, two = (torch.load(tmp_path / name / "checkpoint.pth", weights_only=True) for name in ("one", "two"))
     for branch in ("teacher", "dino_loss"):
         for name, value in one[branch].items():
@@ -319,6 +332,29 @@ def test_ranks_save_and_end_when_torchrun_is_killed(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / ".lease").exists(), told
     assert "stopped by SIGTERM after step" in told or "stops: torchrun was lost" in told, told  # the latter where an epoch has just ended
     assert 0 < torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=True)["virb"]["step"] < 500 * 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_the_last_probe_is_run_by_the_next_start(tmp_path: Path, name: str) -> None:
+    """Though the training itself is complete."""
+    import virb
+
+    (tmp_path / "tasks.yaml").write_text("digits_knn: {task: digits, probe: knn}\n")
+    command = [sys.executable, "main.py", *flags(tmp_path / "run", epochs=1, probe=tmp_path / "tasks.yaml", every=1)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run" / "probes" / "epoch0001.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(getattr(signal, name))
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if name == "SIGKILL" else 128 + signal.SIGTERM), told
+    assert name == "SIGKILL" or "stopped by SIGTERM after step 5" in told
+    assert not list((tmp_path / "run" / "probes").rglob("job.json"))
+    again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True).stdout
+    assert "all 1 epochs are done" in again
+    assert "probe   epoch0001" in again
+    assert list(virb.load_results(tmp_path / "run" / "probes")["encoder_step"]) == [5]
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from PIL import Image
 
 from virb.errors import UserError
 from virb.pretraining.data import epoch_order, largest_size, open_images, open_source, rows_of
-from virb.pretraining.engine import BatchPlan
 from virb.pretraining.methods import CropRecipe, ViewSpec
+from virb.pretraining.plan import BatchPlan
 
 
 def write(path: Path, colour: int = 0) -> None:
@@ -125,7 +125,7 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
 
 def test_source_of_options() -> None:
     spec = ViewSpec((CropRecipe(8, (0.5, 1.0), 2),), 2)
-    options = SimpleNamespace(data_path="digits", seed=0, num_workers=0, augmentation="auto")
+    options = SimpleNamespace(data_path="digits", seed=0, num_workers=0, augmentation="auto", on_bad_image="error")
     assert len(open_source(options, spec, torch.device("cpu"))) == 1438  # type: ignore[arg-type]
     options.data_path = None
     with pytest.raises(UserError, match="data_path is not given"):

@@ -38,7 +38,8 @@ def train(images: Path, out: Path, arch: str, **more: Any) -> Path:
 
 
 def backbone_of(saved: dict[str, Any], network: nn.Module) -> nn.Module:
-    network.load_state_dict({name[9:]: value for name, value in saved["teacher"].items() if name.startswith("backbone.")})
+    teacher = {name.removeprefix("module."): value for name, value in saved["teacher"].items()}  # so with batch norms, as the original's
+    network.load_state_dict({name[9:]: value for name, value in teacher.items() if name.startswith("backbone.")})
     return network.eval().requires_grad_(False)
 
 

@@ -22,9 +22,9 @@ from rich.console import Console
 from virb.errors import UserError, ViRBError
 from virb.io import Held, Lease
 from virb.pretraining.distributed import Ranks
-from virb.pretraining.engine import BatchPlan
 from virb.pretraining.methods import Views
 from virb.pretraining.monitor import Alarm
+from virb.pretraining.plan import BatchPlan
 from virb.pretraining.step import Trainer
 
 SCRIPT = Path(__file__).with_name("engine_support.py")
@@ -223,6 +223,9 @@ def test_collapse_alarm(tmp_path: Path) -> None:
     flat = Alarm(1000, 0)
     for loss in (6.9, 6.9, 5.0, 6.9, 6.91):
         assert flat.look({"teacher_entropy": 4.0, "loss": loss}, 20) is None
+    weighed = Alarm(1000, 0)  # by weights that sum to 2 where views overlap, which they do for half of the images
+    means = {"teacher_entropy": 4.0, "loss": 1.5 * 6.9, "loss_weight": 1.5}
+    assert [weighed.look(means, 20) is None for _ in range(3)] == [True, True, False]
     again = Alarm(1000, 0)
     again.resume(flat.record())
     assert "stays at ln K" in str(again.look({"teacher_entropy": 4.0, "loss": 6.9}, 20))

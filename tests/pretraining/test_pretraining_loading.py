@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 
 from virb.data.images import ArrayImages, ImageList
-from virb.errors import BadImage, UserError, ViRBError
-from virb.pretraining import loading
+from virb.errors import BadImage, UnreadImage, UserError, ViRBError
+from virb.pretraining import data, loading
 from virb.pretraining.augment import augment_pil, draw, normalize
 from virb.pretraining.data import JoinedImages
-from virb.pretraining.engine import BatchPlan
 from virb.pretraining.loading import Store, ViewSource
 from virb.pretraining.methods import CropRecipe, Views, ViewSpec
+from virb.pretraining.plan import BatchPlan
 
 SPEC = ViewSpec((CropRecipe(16, (0.4, 1.0), 2, blur=0.5, solarize=0.2), CropRecipe(8, (0.1, 0.4), 3)), 2)
 
@@ -142,7 +142,8 @@ def test_an_image_is_decoded_once_for_all_its_crops() -> None:
     assert set(images.reads.values()) == {2}  # once in each of two epochs
 
 
-def test_small_images_are_kept_decoded() -> None:
+def test_small_images_are_kept_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_LOOKS", 1)  # at a small one
     images = Pictures()
     source = ViewSource(images, SPEC)
     images.reads.clear()
@@ -154,7 +155,8 @@ def test_small_images_are_kept_decoded() -> None:
     assert Store.of(images, budget=40 * 20 * 24 * 3 - 1) is None
 
 
-def test_processes_share_what_is_kept() -> None:
+def test_processes_share_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_LOOKS", 1)
     images = Pictures()
     source = ViewSource(images, SPEC, workers=2)
     assert source._store is not None
@@ -163,7 +165,8 @@ def test_processes_share_what_is_kept() -> None:
     assert np.array_equal(source._store.get(4), np.array(images.read(4)))
 
 
-def test_images_of_joined_lists_are_kept_in_their_own_sizes() -> None:
+def test_images_of_joined_lists_are_kept_in_their_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_LOOKS", 1)
     small = ArrayImages("small", np.arange(2 * 8 * 6, dtype=np.uint8).reshape(2, 8, 6), ["a", "b"])
     joined = JoinedImages("both", [small, Pictures(n=4)])
     store = Store.of(joined)
@@ -179,9 +182,84 @@ def test_images_of_joined_lists_are_kept_in_their_own_sizes() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_is_named(workers: int) -> None:
-    with pytest.raises(BadImage, match=r"^17\.png: is broken\n  remove or replace it"):
+    with pytest.raises(BadImage, match=r"^17\.png: is broken; repair it, or set on_bad_image: skip$"):
         list(ViewSource(Pictures(bad=[17]), SPEC, workers=workers).batches(plan()))
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("bad", [[17], list(range(0, 40, 2))])
+def test_others_stand_in_for_bad_images(bad: list[int]) -> None:
+    """The same ones for any number of processes and ranks, and from any step; each batch keeps its size, and all else its crops."""
+    whole = list(ViewSource(Pictures(), SPEC, seed=2).batches(plan()))
+    source = ViewSource(Pictures(bad=bad), SPEC, seed=2, skip_bad=True)
+    found = list(source.batches(plan()))
+    assert source.skipped == dict.fromkeys(bad, 2)  # once in each of two epochs
+    for views, expected in zip(found, whole, strict=True):
+        assert torch.equal(views.samples, expected.samples)
+        for i, sample in enumerate(views.samples.tolist()):
+            same = all(torch.equal(a[i], b[i]) for a, b in zip(views.crops, expected.crops, strict=True))
+            assert same == (sample not in bad)
+    ahead = ViewSource(Pictures(bad=bad), SPEC, seed=2, workers=2, skip_bad=True)
+    assert all(map(equal, found[10:], ahead.batches(plan(), 10)))
+    assert ahead.skipped == dict.fromkeys(bad, 1)
+    halves = [list(ViewSource(Pictures(bad=bad), SPEC, 2, skip_bad=True).batches(plan(batch=2, rank=r, world=2))) for r in (0, 1)]
+    for joint, first, second in zip(found, *halves, strict=True):
+        assert all(torch.equal(crop, torch.cat(parts)) for crop, *parts in zip(joint.crops, first.crops, second.crops, strict=True))
+
+
+def test_stand_ins_are_others_in_each_epoch() -> None:
+    batches = list(ViewSource(Pictures(bad=[17]), SPEC, skip_bad=True).batches(plan(epochs=4)))
+    crops = [crop for b in batches for sample, crop in zip(b.samples, b.crops[0], strict=True) if sample == 17]
+    assert len(crops) == 4
+    assert len({crop.mean().item() for crop in crops}) == 4
+
+
+def test_nothing_but_bad_images_is_an_error_after_all() -> None:
+    with pytest.raises(BadImage, match=r"is broken; nor could 19 others, drawn to stand in for \d+\.png"):
+        list(ViewSource(Pictures(bad=range(40)), SPEC, skip_bad=True).batches(plan()))
+
+
+class Away(Pictures):
+    """The disk is away for some tries."""
+
+    def __init__(self, tries: int) -> None:
+        super().__init__()
+        self.tries = tries
+
+    def read(self, i: int) -> Image.Image:
+        if i == 17 and self.tries:
+            self.tries -= 1
+            raise UnreadImage("17.png: cannot be read (Input/output error)")
+        return super().read(i)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_cannot_be_read_is_tried_again(skip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_PAUSE", 0.0)
+    monkeypatch.setattr(data, "_LOOKS", 1)
+    images = Away(1)
+    source = ViewSource(images, SPEC, skip_bad=skip)
+    assert all(map(equal, source.batches(plan(epochs=1)), ViewSource(Pictures(), SPEC).batches(plan(epochs=1))))
+    assert not source.skipped
+    with pytest.raises(BadImage, match=r"^17\.png: cannot be read \(Input/output error\)$"):  # that says nothing of the image
+        list(ViewSource(Away(2), SPEC, skip_bad=skip).batches(plan(epochs=1)))
+
+
+def test_memory_is_that_of_the_larger_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where images go to a GPU as they are, the first one being the smallest."""
+
+    class Growing(Pictures):
+        def read(self, i: int) -> Image.Image:
+            return Image.fromarray(np.zeros((10 + i, 10, 3), np.uint8))
+
+    source = ViewSource(Growing(n=64), SPEC, workers=2)
+    source._on_device = True
+    assert data.largest_size(source.images) == (73, 10)
+    per_batch = 4 * 3 * 73 * 10
+    for batches, expected in ((3, 0), (4, 1), (7, 2)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, n=batches: SimpleNamespace(free=n * per_batch))
+        assert source._fitting(plan()) == expected
+    assert data.largest_size(Pictures(bad=[0])) == (24, 24)
 
 
 def test_no_process_is_left_when_the_training_stops() -> None:
@@ -228,7 +306,8 @@ class Unreadable(Pictures):
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError, EOFError])
-def test_what_goes_wrong_in_a_process_is_no_death(error: type[Exception]) -> None:
+def test_what_goes_wrong_in_a_process_is_no_death(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_LOOKS", 1)  # at another image
     images = Unreadable()
     images.error = error
     with pytest.raises(error, match=r"(?s)Caught .*the disk is gone") as told:

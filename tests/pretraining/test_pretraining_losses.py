@@ -210,6 +210,16 @@ def test_patch_loss_at_collapse_is_ln_k() -> None:
     assert out.logs["kl"].item() == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.9, 0.1), (0.0, 3.0)])
+def test_loss_over_its_weight_is_ln_k_at_collapse(weights: tuple[float, float]) -> None:
+    """Of two images, of which the views of one overlap."""
+    logits = [torch.zeros(2, 5, K)] * 2
+    pairs = Matches(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 2, 3, 0]), torch.tensor([0, 1, 4, 0]))
+    out = PatchLoss(K, 5, weights)(logits, logits, {(0, 1): pairs, (1, 0): pairs}, 0.04)
+    assert out.logs["loss_weight"].item() == pytest.approx(weights[0] + weights[1] / 2)
+    assert out.loss.item() / out.logs["loss_weight"].item() == pytest.approx(math.log(K))
+
+
 def test_the_shared_centre_is_one_for_cls_and_one_for_patches() -> None:
     criterion = PatchLoss(K, 5, center_mode="shared")
     teacher = random_views((5, 5), 3)

@@ -174,6 +174,11 @@ def test_one_weight_without_the_other_is_refused() -> None:
         method(patch_weight=0.1)
 
 
+def test_weights_of_nothing_are_refused() -> None:
+    with pytest.raises(ValidationError, match="one of them has to be above 0"):
+        PatchwiseOptions(cls_weight=0.0, patch_weight=0.0)
+
+
 def test_a_network_without_patches_is_refused() -> None:
     with pytest.raises(UserError, match=r"resnet50 has no .CLS. and patch tokens"):
         PatchwiseDINO(PatchwiseOptions(arch="resnet50")).build()

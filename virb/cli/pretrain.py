@@ -16,6 +16,7 @@ from virb.errors import UserError, ViRBError
 
 if TYPE_CHECKING:
     from virb.pretraining.distributed import Ranks
+    from virb.pretraining.loading import ViewSource
     from virb.pretraining.options import EngineOptions, Given, KeyHelp
 
 EXAMPLES = """examples:
@@ -125,6 +126,7 @@ def _train(method_name: str, options: EngineOptions, recipe: str, keep_going_on_
         summary = train(
             method, options, source, ranks, console=console, recipe=recipe, after_epoch=after, keep_going_on_term=keep_going_on_term
         )
+        _tell_skipped(source, ranks, console)
     except BaseException as error:
         ranks.tell(str(error).splitlines()[0] if str(error) else type(error).__name__)
         if isinstance(error, UserError) and not ranks.is_main:
@@ -153,6 +155,24 @@ def check_probe(tasks: Path) -> None:
     from virb.tasks.vocabulary import TaskVocabulary
 
     load_task_configs(tasks, TaskVocabulary(encoder_names())).checked()
+
+
+def _tell_skipped(source: ViewSource, ranks: Ranks, console: Any) -> None:
+    """Images of all ranks that could not be decoded, and that others stood in for."""
+    if not source.skip_bad:
+        return
+    import torch
+
+    times = torch.zeros(len(source), dtype=torch.int64)
+    for row, n in source.skipped.items():
+        times[row] = n
+    times = times.to(ranks.device)
+    ranks.add_up([times])
+    rows = times.nonzero().flatten().tolist()
+    if rows and ranks.is_main:
+        names = ", ".join(source.images.ids[row] for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        count, them = (f"{len(rows):,} images", "them") if len(rows) > 1 else ("1 image", "it")
+        say(f"{count} could not be decoded; others stood in for {them} ({int(times.sum()):,} times): {names}", console)
 
 
 class Probes:
@@ -189,7 +209,7 @@ class Probes:
             try:
                 while process.poll() is None:
                     if stopping():
-                        return  # it is run again when the training goes on
+                        return  # the engine asks again when the training goes on
                     try:
                         process.wait(0.2)
                     except subprocess.TimeoutExpired:

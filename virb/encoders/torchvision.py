@@ -17,6 +17,8 @@ from virb.errors import ViRBError, did_you_mean
 
 ARCH = "torchvision"
 _HEADS = ("classifier", "head", "heads", "fc")
+# Without a classifier nothing would train the auxiliary ones, and they ask for larger images.
+_PLAIN: dict[str, dict[str, Any]] = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 _NO_MAPS = (*_HEADS, "permute", "conv_proj")  # another view of the last map, and a ViT's patches before the first block
 _CHANNELS_LAST = ("SwinTransformer",)  # classes whose maps are N x h x w x C inside
 
@@ -127,7 +129,7 @@ def make_network(name: str) -> nn.Module:
     names = models.list_models(module=models)
     if name not in names:
         raise ValueError(f"torchvision has no network {name!r}{did_you_mean(name, names)}")
-    network = models.get_model(name, weights=None)
+    network = models.get_model(name, weights=None, **_PLAIN.get(name, {}))
     _without_classifier(network)
     return network
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,19 @@ from PIL import Image
 from virb.data.datasets import dataset_names, load_dataset, needs_root
 from virb.data.datasets.common import EXTENSIONS, image_paths
 from virb.data.images import FileImages, ImageList
-from virb.errors import BadImage, UserError, did_you_mean
+from virb.errors import BadImage, UnreadImage, UserError, did_you_mean
 from virb.functional.randomness import numpy_generator
 
 if TYPE_CHECKING:
     import torch
 
-    from virb.pretraining.engine import BatchPlan
     from virb.pretraining.loading import ViewSource
     from virb.pretraining.methods import ViewSpec
     from virb.pretraining.options import EngineOptions
+    from virb.pretraining.plan import BatchPlan
 
 _CIFAR = ("", "cifar-10-batches-py", "cifar-10-batches-bin")  # where its batches lie below the folder that is named
+_LOOKS = 32
 _HELD_OUT = ("val", "valid", "validation", "test")
 
 
@@ -34,15 +36,17 @@ def open_source(options: EngineOptions, spec: ViewSpec, device: torch.device) ->
 
     if not options.data_path:
         raise UserError("data_path is not given; expected a folder with images, or built-in data: digits, shapes")
-    return ViewSource(open_images(options.data_path), spec, options.seed, options.num_workers, device, options.augmentation)
+    skip = options.on_bad_image == "skip"
+    images = open_images(options.data_path, skip)
+    return ViewSource(images, spec, options.seed, options.num_workers, device, options.augmentation, skip)
 
 
-def open_images(data_path: str | Path) -> ImageList:
+def open_images(data_path: str | Path, skip_bad: bool = False) -> ImageList:
     """The images of a folder, at any depth, in the order of their paths (class folders need not be; labels are not looked at). Of a folder
     with ``train`` beside ``val`` or ``test``, those of ``train``; of a folder with CIFAR-10's pickles or binary files, its 50,000 training
     images. ``digits``, ``shapes``: the built-in training images; ``digits+shapes``: those of both.
 
-    UserError when there are no two images, or the first cannot be read.
+    UserError when there are no two images, or the first cannot be read (``skip_bad``: unless others can be decoded in its place).
     """
     folder = Path(data_path).expanduser()
     images = _of_folder(folder) if folder.is_dir() else _built_in(str(data_path), folder)
@@ -51,6 +55,8 @@ def open_images(data_path: str | Path) -> ImageList:
     try:
         images.read(0)
     except BadImage as error:
+        if skip_bad and not isinstance(error, UnreadImage):
+            return images
         raise UserError(f"the first image cannot be read: {error}") from error
     return images
 
@@ -78,9 +84,13 @@ class JoinedImages(ImageList):
 
 
 def largest_size(images: ImageList) -> tuple[int, int]:
-    """(height, width) of the first image; of lists that were joined, of the largest of their first ones."""
-    lists = images.parts if isinstance(images, JoinedImages) else (images,)
-    return max((part.image_size(0) for part in lists), key=lambda size: size[0] * size[1])
+    """(height, width) of the largest of some images, spread evenly over the list, or over each of lists that were joined."""
+    sizes = [(1, 1)]
+    for part in images.parts if isinstance(images, JoinedImages) else (images,):
+        for row in np.unique(np.linspace(0, len(part) - 1, _LOOKS).astype(np.int64)):
+            with suppress(BadImage):  # whoever reads it says so
+                sizes.append(part.image_size(int(row)))
+    return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def _built_in(name: str, path: Path) -> ImageList:

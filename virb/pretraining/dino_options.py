@@ -85,4 +85,6 @@ class PatchwiseOptions(DINOOptions):
     def _both_weights(self) -> PatchwiseOptions:
         if (self.cls_weight is None) != (self.patch_weight is None):
             raise ValueError("cls_weight and patch_weight: give both or neither")
+        if self.cls_weight == 0 and self.patch_weight == 0:
+            raise ValueError("cls_weight and patch_weight: one of them has to be above 0")
         return self

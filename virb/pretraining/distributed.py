@@ -17,11 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from virb.errors import UserError, ViRBError
+from virb.pretraining.troubles import first_line, of_a_peer
 from virb.processes import when_parent_ends
 
 _GRACE = 3.0  # seconds that ranks have to say that they live, after one was lost
 _REASON = "virb/reason"
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class LostRank(ViRBError):
+    """Another rank is gone, or has told why it stops."""
 
 
 class Ranks:
@@ -62,9 +67,18 @@ class Ranks:
         self.add_up([tensors[name] for name in names])
         return {name: tensors[name] for name in names}
 
+    def anywhere(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        if self.world == 1:
+            return here
+        told = torch.tensor([float(here)], device=self.device)
+        self.add_up([told])
+        return float(told) > 0
+
     @contextmanager
     def one_by_one(self) -> Iterator[bool]:
-        """The first rank does what is inside (it gets True) while the others wait at the end, however long it takes."""
+        """The first rank does what is inside (it gets True) while the others wait at the end, however long it takes: they ask the store,
+        and no message between ranks is under way that could run out of time."""
         self._turns += 1
         yield self.is_main
         if self.world == 1:
@@ -76,7 +90,7 @@ class Ranks:
             return
         while not self._is_set(name):
             if self._told:
-                raise ViRBError(f"rank {self.rank} stops: {self._told}")
+                raise LostRank(f"rank {self.rank} stops: {self._told}")
             time.sleep(0.05)
 
     def _is_set(self, name: str) -> bool:
@@ -84,18 +98,21 @@ class Ranks:
             return bool(self._store.check([name]))
         except RuntimeError as error:
             self._lost = set(range(self.world))
-            raise ViRBError(f"rank {self.rank} stops: {self._told or f'{self._keeper} was lost'}") from error
+            raise LostRank(f"rank {self.rank} stops: {self._told or f'{self._keeper} was lost'}") from error
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Around what needs all ranks: when one is gone, the error says which and, if it told, why."""
+        """Around what needs all ranks: when one is gone, the error says which and, if it told, why. What fails on this rank itself goes
+        through as it is; whoever tells it leaves word for the others (``tell``)."""
         if self.world == 1:
             yield
             return
         try:
             yield
         except RuntimeError as error:  # torch's DistBackendError is one; gloo raises plain ones
-            raise ViRBError(f"rank {self.rank} stops: {self._who_is_lost(error)}") from error
+            if not of_a_peer(error):
+                raise
+            raise LostRank(f"rank {self.rank} stops: {self._who_is_lost(error)}") from error
 
     def tell(self, reason: str) -> None:
         """Leaves word for the others why this rank stops, and waits a little until they have heard it."""
@@ -131,8 +148,8 @@ class Ranks:
         if self._told:
             return self._told
         if lost:
-            return f"{lost} was lost (killed, or its machine is gone); the last checkpoint is whole, start again"
-        return f"the ranks lost each other ({(str(error).strip().splitlines() or ['?'])[0][:200]})"
+            return f"{lost} was lost (killed, or its machine is gone: {first_line(error)}); the last checkpoint is whole, start again"
+        return f"the ranks lost each other ({first_line(error)})"
 
     def stop_alone(self) -> None:
         """torchrun was killed and could not end its ranks: the training saves and ends by itself, if it is not ending already."""
@@ -188,8 +205,7 @@ def join(device: str = "auto", timeout: float = 600.0) -> Ranks:
         store = dist.PrefixStore(f"virb/{attempt}", server)
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", store=store, rank=rank, world_size=world, timeout=wait)
     except RuntimeError as error:
-        first = (str(error).strip().splitlines() or ["?"])[0][:200]
-        raise ViRBError(f"rank {rank} cannot reach the others at {os.environ['MASTER_ADDR']}:{port} ({first})") from error
+        raise ViRBError(f"rank {rank} cannot reach the others at {os.environ['MASTER_ADDR']}:{port} ({first_line(error)})") from error
     ranks = Ranks(rank, world, place, store, "torchrun" if hosted else "rank 0")
     if hosted:
         when_parent_ends(ranks.stop_alone, parent=os.getppid())

@@ -22,34 +22,20 @@ from virb.encoders.vit import Attention
 from virb.errors import UserError, ViRBError
 from virb.io import Held, Lease, available_cores, make_folder
 from virb.pretraining import checkpoints, starting
-from virb.pretraining.distributed import Ranks
+from virb.pretraining.distributed import LostRank, Ranks
 from virb.pretraining.logs import Curves, LogFile, Speed, Sums, Teller, progress_text
 from virb.pretraining.methods import Method, Views
 from virb.pretraining.monitor import KNN, Alarm
 from virb.pretraining.networks import noted_encoder
 from virb.pretraining.options import EngineOptions, plain
+from virb.pretraining.plan import BatchPlan, plan_batches
 from virb.pretraining.signals import Stopper
 from virb.pretraining.step import StepReport, Trainer
+from virb.pretraining.troubles import explained, first_line
 
 _PATIENCE = 90.0  # seconds; a lease without a heartbeat is stale after 60
 BAD_STEP = "bad_step.pth"
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """Which images this rank sees at which step. A step takes ``joint`` images, the next ones of the epoch's order; this rank has
-    ``batch`` of them in each of its ``micro`` micro-batches."""
-
-    batch: int
-    micro: int
-    rank: int
-    world: int
-    steps_per_epoch: int
-    total_steps: int
-
-    @property
-    def joint(self) -> int:
-        return self.batch * self.micro * self.world
+_ADVICE = "try precision: bf16 (or fp32), a smaller lr or clip_grad, or a lower teacher temperature"
 
 
 class Source(Protocol):
@@ -74,21 +60,6 @@ class Summary:
 
 
 AfterEpoch = Callable[[Path, int, Callable[[], bool]], None]  # checkpoint, epochs done, whether to hurry because the run is to stop
-
-
-def plan_batches(options: EngineOptions, n_images: int, ranks: Ranks) -> BatchPlan:
-    """UserError when the images do not fill one step."""
-    joint = options.batch_size_per_gpu * options.accumulation_steps * ranks.world
-    steps = n_images // joint
-    if not steps:
-        parts = [f"batch_size_per_gpu {options.batch_size_per_gpu}"]
-        parts += [f"{options.accumulation_steps} micro-batches"] if options.accumulation_steps > 1 else []
-        parts += [f"{ranks.world} ranks"] if ranks.world > 1 else []
-        raise UserError(
-            f"a step takes {joint:,} images ({' x '.join(parts)}), but there {'are' if n_images != 1 else 'is'} only {n_images:,}; "
-            "lower batch_size_per_gpu"
-        )
-    return BatchPlan(options.batch_size_per_gpu, options.accumulation_steps, ranks.rank, ranks.world, steps, steps * options.epochs)
 
 
 def train(
@@ -150,6 +121,7 @@ class _Run:
         self.alarm = Alarm(method.n_outputs if options.collapse_alarm else None, max(quiet, 100))
         self.sums = Sums()
         self.bad_in_row = self.bad_steps = 0
+        self.good_steps = 1  # of the running epoch, or of the one that just ended
         self.values: dict[str, float] = {}
         self.knn = self._make_knn(method)
         if ranks.is_main:
@@ -157,7 +129,7 @@ class _Run:
         with ranks.one_by_one():
             pass  # nobody looks for a checkpoint before the first rank has tidied up
         self._start()
-        first = self.trainer.step_number
+        first = self._saved_step = self.trainer.step_number
         if ranks.is_main:
             self.log = LogFile(folder, first // plan.steps_per_epoch)
         self.curves = Curves(folder if ranks.is_main and options.tensorboard else None, first)
@@ -183,38 +155,74 @@ class _Run:
             return
         self.sums = Sums(told.record.get("sums")) if told.same_epoch else Sums()
         self.bad_steps, self.bad_in_row = int(told.record.get("bad_steps", 0)), int(told.record.get("bad_in_row", 0))
+        self.good_steps = int(told.record.get("good_steps", 1)) if told.same_epoch else 1
         self.alarm.resume(told.record.get("alarm"))
         for line in told.lines:
             self.teller.say(line)
 
     def go(self, source: Source, stopper: Stopper) -> Summary:
         trainer, plan = self.trainer, self.plan
-        if trainer.step_number >= plan.total_steps:
+        complete = trainer.step_number >= plan.total_steps
+        if complete:
             self.teller.say(f"all epochs ({self.options.epochs}) are done ({self.folder / checkpoints.LAST}); more epochs go on from there")
+            if not self.good_steps:
+                raise ViRBError(f"no step of the last epoch was finite\n  {_ADVICE}")
+        if self._after_epoch(stopper):  # of a run that was killed between a checkpoint and what comes after it
+            return self._stopped(stopper)
+        if complete:
             return self._summary(None)
-        self._after_epoch(stopper, again=True)  # a run that was killed between a checkpoint and what comes after it
         self.speed.pause()
         with closing(source.batches(plan, trainer.step_number)) as batches:
             while trainer.step_number < plan.total_steps:
-                report = trainer.step(batches, stopper.asked)
+                try:
+                    report = trainer.step(batches, stopper.asked)
+                except (ViRBError, RuntimeError, ValueError, OSError, MemoryError) as error:
+                    self._rescue(error)
+                    told = explained(error, f"{self.ranks.device} in step {trainer.step_number + 1:,}")
+                    if told is None:
+                        raise
+                    raise told from error
                 self._count(report)
                 step = trainer.step_number
                 ended = step % plan.steps_per_epoch == 0
                 if ended:
                     self._end_epoch(step // plan.steps_per_epoch - 1)
+                    if not self.good_steps:
+                        raise ViRBError(self._dump(report, f"no step of epoch {step // plan.steps_per_epoch} was finite"))
                 elif report.stop or (self.options.save_every_steps and step % self.options.save_every_steps == 0):
                     self._save(None)
                 if report.stop:
                     name = signal.Signals(stopper.signal or signal.SIGTERM).name
                     if not stopper.stays:
-                        self.teller.say(f"stopped by {name} after step {step:,}; everything is saved, the same command goes on from here")
-                        return self._summary(stopper.signal or signal.SIGTERM)
+                        return self._stopped(stopper)
                     self.teller.say(f"{name}: saved after step {step:,}")
                     stopper.answered()
                 if ended:
-                    self._after_epoch(stopper)
+                    if self._after_epoch(stopper):
+                        return self._stopped(stopper)
                     self.speed.pause()
+        if self.bad_steps:
+            self.teller.say(f"{self.bad_steps:,} of {plan.total_steps:,} steps were not finite and were skipped")
         return self._summary(None)
+
+    def _stopped(self, stopper: Stopper) -> Summary:
+        name, step = signal.Signals(stopper.signal or signal.SIGTERM).name, self.trainer.step_number
+        self.teller.say(f"stopped by {name} after step {step:,}; everything is saved, the same command goes on from here")
+        return self._summary(stopper.signal or signal.SIGTERM)
+
+    def _rescue(self, error: Exception) -> None:
+        """Saves the steps since the last checkpoint before an error is told, where they are whole. All ranks know the same; so the one does
+        it whose error it is, without the others, and of those that lost one the first (on a GPU it could wait for a message for ever)."""
+        lost = isinstance(error, LostRank)
+        mine = not lost or (self.ranks.is_main and self.ranks.device.type == "cpu")
+        if not mine or not self.trainer.whole or self.trainer.step_number == self._saved_step:
+            return
+        try:
+            checkpoints.save(self.folder / checkpoints.LAST, self._content())
+        except (ViRBError, OSError, RuntimeError) as other:  # not what stopped the run
+            self.teller.say(f"the steps since the last checkpoint could not be saved: {first_line(other)}")
+            return
+        self.teller.say(f"an error stops the run; everything up to step {self.trainer.step_number:,} is saved")
 
     def _count(self, report: StepReport) -> None:
         """What the step says goes to sums, curves and the screen; too many bad ones stop the run."""
@@ -224,25 +232,25 @@ class _Run:
         self.sums.add(report.values)
         self.bad_in_row = self.bad_in_row + 1 if report.bad else 0
         self.bad_steps += report.bad
+        if (step - 1) % self.plan.steps_per_epoch == 0:
+            self.good_steps = 0
+        self.good_steps += not report.bad
         if report.bad:
             self.teller.say(f"step {step:,} is not finite (loss {report.values['loss']:g}) and was skipped; {self.bad_in_row} in a row")
             if self.bad_in_row >= max(1, self.options.max_bad_steps):
-                raise ViRBError(self._dump(report))
+                raise ViRBError(self._dump(report, f"{self.bad_in_row} steps in a row were not finite"))
         if step % self.options.log_every == 0:
             self.curves.add({**report.values, **self.speed.values()}, step)
         if self.ranks.is_main and math.isfinite(report.values["loss"]):
             self.teller.follow(progress_text(report.values, self.speed, step, self.options.epochs, self.plan.steps_per_epoch))
 
-    def _dump(self, report: StepReport) -> str:
+    def _dump(self, report: StepReport, what: str) -> str:
         """Writes what the last bad step saw, and returns what to say."""
         path = self.folder / BAD_STEP
         if self.ranks.is_main:
             views = [{"crops": list(v.crops), "geometry": v.geometry, "samples": v.samples} for v in report.views]
             checkpoints.save(path, {**self._content(), "views": views, "values": dict(report.values)})
-        return (
-            f"{self.bad_in_row} steps in a row were not finite, the last is step {self.trainer.step_number:,}; what it saw is in {path}\n"
-            "  try precision: bf16 (or fp32), a smaller lr or clip_grad, or a lower teacher temperature"
-        )
+        return f"{what}, the last is step {self.trainer.step_number:,}; what it saw is in {path}\n  {_ADVICE}"
 
     def _end_epoch(self, epoch: int) -> None:
         means = self.sums.means()
@@ -262,17 +270,23 @@ class _Run:
                 self.teller.say(alarm)
         self._save(epoch)
 
-    def _after_epoch(self, stopper: Stopper, again: bool = False) -> None:
+    def _after_epoch(self, stopper: Stopper) -> bool:
+        """Whether a rank was asked to stop meanwhile. Then no further step is made: what was cut off is done by the next start, which finds
+        the epoch just ended."""
         step = self.trainer.step_number
         if self.after_epoch is None or not step or step % self.plan.steps_per_epoch:
-            return
+            return False
+        hurry = lambda: stopper.asked and not stopper.stays  # noqa: E731
         with self.ranks.one_by_one() as mine:
-            if mine and not stopper.asked:
-                self.after_epoch(self.folder / checkpoints.LAST, step // self.plan.steps_per_epoch, lambda: stopper.asked)
+            if mine and not hurry():
+                self.after_epoch(self.folder / checkpoints.LAST, step // self.plan.steps_per_epoch, hurry)
+        return self.ranks.anywhere(hurry())
 
     def _save(self, finished: int | None) -> None:
-        if self.ranks.is_main:
-            self.saved.save(self._content(), finished)
+        with self.ranks.one_by_one() as mine:  # a slow disk must not look like a lost rank to those that went on
+            if mine:
+                self.saved.save(self._content(), finished)
+        self._saved_step = self.trainer.step_number
         self.speed.pause()
 
     def _content(self) -> dict[str, Any]:
@@ -298,6 +312,7 @@ class _Run:
                 "sums": self.sums.record(),
                 "bad_steps": self.bad_steps,
                 "bad_in_row": self.bad_in_row,
+                "good_steps": self.good_steps,
                 "alarm": self.alarm.record(),
             },
         }

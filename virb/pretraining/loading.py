@@ -14,6 +14,8 @@ import multiprocessing.util
 import os
 import shutil
 import signal
+import time
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,7 +30,8 @@ from PIL import Image
 from torch import Tensor
 
 from virb.data.images import ArrayImages, ImageList
-from virb.errors import BadImage, ViRBError
+from virb.errors import BadImage, UnreadImage, ViRBError
+from virb.functional.randomness import numpy_generator
 from virb.io import available_cores
 from virb.pretraining.augment import Draws, augment_pil, check_views, draw, normalize, squash
 from virb.pretraining.augment_tensors import augment_tensors, squash_tensor
@@ -38,23 +41,28 @@ from virb.pretraining.signals import deaths
 from virb.processes import when_parent_ends
 
 if TYPE_CHECKING:
-    from virb.pretraining.engine import BatchPlan
+    from virb.pretraining.plan import BatchPlan
 
 AugmentationPath = Literal["auto", "tensors", "pil"]
 _AHEAD = 2  # batches per process
 _STORE_BUDGET = 512 * 2**20  # bytes of decoded images that are kept
+_PAUSE = 0.5  # seconds before an image that could not be read is tried again
+_STAND_INS = 20  # images that may stand in for a bad one
+_HINT = "; repair it, or set on_bad_image: skip"  # without it, all epochs would have other batches
 _SHM = Path("/dev/shm")
 
 
 @dataclass
 class Packet:
-    """A batch on its way: ``pixels`` are tensors of ``shapes`` (uint8), one after the other. ``problem``: why there are none."""
+    """A batch on its way: ``pixels`` are tensors of ``shapes`` (uint8), one after the other. ``problem``: why there are none.
+    ``skipped``: rows that others stand in for."""
 
     pixels: Tensor
     shapes: list[tuple[int, ...]]
     draws: Draws | None
     rows: np.ndarray
     problem: str = ""
+    skipped: Sequence[int] = ()
 
     def tensors(self) -> list[Tensor]:
         ends = list(accumulate(map(prod, self.shapes)))
@@ -94,30 +102,59 @@ class Store:
 
 
 class Jobs:
-    """Packet by number, for the training's own process or others. ``crop``: "tensors" or "pil" for finished crops, "" for images."""
+    """Packet by number, for the training's own process or others. ``crop``: "tensors" or "pil" for finished crops, "" for images.
+    ``skip_bad``: another image stands in for one that cannot be decoded."""
 
-    def __init__(self, images: ImageList, spec: ViewSpec, seed: int, plan: BatchPlan, crop: str, store: Store | None) -> None:
+    def __init__(
+        self, images: ImageList, spec: ViewSpec, seed: int, plan: BatchPlan, crop: str, store: Store | None, skip_bad: bool = False
+    ) -> None:
         self.images, self.spec, self.seed, self.plan, self.crop, self.store = images, spec, seed, plan, crop, store
+        self.skip_bad = skip_bad
 
     def __getitem__(self, number: int) -> Packet:
         epoch, rows = rows_of(self.plan, len(self.images), self.seed, number)
+        skipped: list[int] = []
         try:
-            decoded = [self._read(int(row)) for row in rows]
+            decoded = [self._read_or_other(int(row), epoch, skipped) for row in rows]
         except BadImage as error:  # as a value: across processes an error comes with its traceback
-            return Packet(torch.empty(0, dtype=torch.uint8), [], None, rows, str(error))
+            hint = "" if self.skip_bad or isinstance(error, UnreadImage) else _HINT
+            return Packet(torch.empty(0, dtype=torch.uint8), [], None, rows, f"{error}{hint}")
         pictures, sizes = self._prepare(decoded)
         draws = draw(self.spec, self.seed, epoch, rows, sizes)
         if self.crop == "pil":
             pictures = augment_pil(pictures, draws, self.spec)
         elif self.crop == "tensors":
             pictures = augment_tensors(pictures, draws, self.spec)
-        return Packet(torch.cat([picture.reshape(-1) for picture in pictures]), [tuple(p.shape) for p in pictures], draws, rows)
+        pixels = torch.cat([picture.reshape(-1) for picture in pictures])
+        return Packet(pixels, [tuple(picture.shape) for picture in pictures], draws, rows, skipped=skipped)
+
+    def _read_or_other(self, row: int, epoch: int, skipped: list[int]) -> np.ndarray:
+        """The image, or where that is skipped the first that can be decoded of those drawn for (seed, epoch, image): so a batch keeps its
+        size, and any process that makes it makes the same. What is drawn for its crops stays that of ``row``."""
+        try:
+            return self._read(row)
+        except BadImage as error:
+            if not self.skip_bad or isinstance(error, UnreadImage):
+                raise
+        skipped.append(row)
+        for other in numpy_generator(self.seed, "stand-in", epoch, row).integers(0, len(self.images), _STAND_INS):
+            try:
+                return self._read(int(other))
+            except BadImage as error:
+                if isinstance(error, UnreadImage):
+                    raise
+                last = error
+        raise BadImage(f"{last}; nor could {_STAND_INS - 1} others, drawn to stand in for {self.images.ids[row]}") from None
 
     def _read(self, row: int) -> np.ndarray:
         kept = self.store.get(row) if self.store is not None else None
         if kept is not None:
             return kept
-        pixels = np.array(self.images.read(row))
+        try:
+            pixels = np.array(self.images.read(row))
+        except UnreadImage:  # a network disk's faults often pass
+            time.sleep(_PAUSE)
+            pixels = np.array(self.images.read(row))
         if self.store is not None:
             self.store.put(row, pixels)
         return pixels
@@ -136,6 +173,7 @@ class ViewSource:
 
     ``workers``: processes that work ahead, never more than there are cores; 0 does the work in line. ``path``: where crops are made.
     "tensors" (and "auto", as the faster one): on tensors, on the GPU that trains or else by the workers; "pil": the reference path.
+    ``skip_bad``: other images stand in for those that cannot be decoded; ``skipped`` counts how often, by row.
     """
 
     def __init__(
@@ -146,6 +184,7 @@ class ViewSource:
         workers: int = 0,
         device: torch.device | str = "cpu",
         path: AugmentationPath = "auto",
+        skip_bad: bool = False,
     ) -> None:
         check_views(spec)
         self.images, self.spec, self.seed, self.device = images, spec, seed, torch.device(device)
@@ -154,19 +193,22 @@ class ViewSource:
         self._neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks on this machine, this one included
         self.workers = min(workers, max(1, available_cores() // self._neighbours))
         self._store = Store.of(images)
+        self.skip_bad = skip_bad
+        self.skipped: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batches(self, plan: BatchPlan, first_step: int = 0) -> Generator[Views, None, None]:
         """All micro-batches of this rank from ``first_step`` to the end of the training. No process is left when it ends or is closed."""
-        jobs = Jobs(self.images, self.spec, self.seed, plan, self._crop, self._store)
+        jobs = Jobs(self.images, self.spec, self.seed, plan, self._crop, self._store, self.skip_bad)
         numbers = range(first_step * plan.micro, plan.total_steps * plan.micro)
         packets = self._ahead(jobs, numbers) if self.workers else (jobs[number] for number in numbers)
         with closing(packets):
             for packet in packets:
                 if packet.problem or packet.draws is None:
-                    raise BadImage(f"{packet.problem}\n  remove or replace it; the same command goes on from the last checkpoint")
+                    raise BadImage(packet.problem)
+                self.skipped.update(packet.skipped)
                 yield self._views(packet, packet.draws)
 
     def _views(self, packet: Packet, draws: Draws) -> Views:

@@ -107,7 +107,7 @@ class PatchLoss(_Centred):
             center = self.center if self.center_mode == "position" else self._of_tokens(self.center, tokens)
             targets, entropies = sharpen(logits, center, teacher_temp)
             statistics = self._statistics(logits)
-        totals: dict[str, Tensor] = {name: logits.new_zeros(()) for name in ("cls", "patch", "entropy")}
+        totals: dict[str, Tensor] = {name: logits.new_zeros(()) for name in ("cls", "patch", "entropy", "weight")}
         for view, seen in enumerate(student):
             target = torch.zeros_like(seen, dtype=torch.float32).flatten(0, 1)  # of each token, a weighted sum over what it is matched with
             for other in (g for g in range(views) if (g, view) in matches):
@@ -117,12 +117,15 @@ class PatchLoss(_Centred):
                 to = (pairs.image * seen.shape[1] + pairs.second).to(seen.device)
                 target.index_add_(0, to, weight[:, None] * targets[other].flatten(0, 1)[at])
                 totals["entropy"] = totals["entropy"] + (weight * entropies[other].flatten()[at]).sum()
+                totals["weight"] = totals["weight"] + weight.sum()
             losses = cross_entropy(target.view_as(seen), seen, self.student_temp)
             totals["cls"] = totals["cls"] + losses[:, 0].sum()
             totals["patch"] = totals["patch"] + losses[:, 1:].sum()
-        cls, patch, entropy = (total / (len(matches) * images) for total in totals.values())
+        cls, patch, entropy, weights = (total / (len(matches) * images) for total in totals.values())
         loss = cls + patch
         logs = {"teacher_entropy": entropies.mean(), "kl": loss.detach() - entropy, "cls_loss": cls.detach(), "patch_loss": patch.detach()}
+        if self.weights is not None:  # they need not sum to 1, and images whose views do not overlap have no patches
+            logs["loss_weight"] = weights
         return LossOut(loss, logs, statistics)
 
     def _weights(self, pairs: Matches, images: int) -> Tensor:

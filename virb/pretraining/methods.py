@@ -13,8 +13,9 @@ micro-batches and ranks, and save everything, without knowing the method:
         optimizer.step()
         method.after_step(networks, state, {name: sum over ranks of sums[name]}, progress)      # centre and EMA
 
-A step that is skipped (not finite) skips ``after_step`` too, and nothing has moved. ``loss`` reaches the networks only by calling
-``networks.student(...)`` and ``networks.teacher(...)``, so that the engine may wrap them (DDP, ``torch.compile``).
+A step that is skipped (not finite) skips ``after_step`` too, and nothing has moved (the engine puts the networks' buffers back). ``loss``
+reaches the networks only by calling ``networks.student(...)`` and ``networks.teacher(...)``, so that the engine may wrap them (DDP,
+``torch.compile``).
 
 Randomness inside our own networks (drop path) is drawn from (seed, step, dataset index), see ``virb.pretraining.networks.noise``. Networks
 of timm and torchvision draw theirs from torch's global generator: the engine seeds it for every micro-batch from (seed, step, rank).
@@ -129,7 +130,8 @@ class Networks:
 @dataclass(frozen=True)
 class LossOut:
     """``loss``: float32 scalar, mean over the images of the micro-batch. ``logs``: scalars without gradient, means over the same images
-    (``teacher_entropy`` and ``kl`` are there for all methods with prototypes). ``statistics``: tensors without gradient that *add up* over
+    (``teacher_entropy`` and ``kl`` are there for all methods with prototypes; ``loss_weight``, what the weights of the cross-entropies in
+    the loss add up to, where that is not 1). ``statistics``: tensors without gradient that *add up* over
     micro-batches and ranks, for ``after_step``."""
 
     loss: Tensor
@@ -190,7 +192,8 @@ class Method(ABC):
 
     @property
     def n_outputs(self) -> int | None:
-        """K where the teacher gives distributions over K prototypes: at collapse the loss is ln K and the teacher's entropy 0 or ln K."""
+        """K where the teacher gives distributions over K prototypes: at collapse the loss is ln K (times ``loss_weight``) and the teacher's
+        entropy 0 or ln K."""
         return None
 
 

@@ -104,7 +104,8 @@ class Alarm:
 
     def _sign(self, means: Mapping[str, float]) -> str | None:
         assert self._bound is not None
-        entropy, loss = means.get("teacher_entropy"), means.get("loss")
+        entropy, loss, weight = means.get("teacher_entropy"), means.get("loss"), means.get("loss_weight", 1.0)
+        loss = loss / weight if loss is not None and weight > 0 else None
         if entropy is not None and entropy < _NEAR * self._bound:
             return f"the teacher's entropy is {entropy:.4f}, it gives one prototype to every image"
         if entropy is not None and entropy > (1 - _NEAR) * self._bound:

@@ -175,7 +175,12 @@ def _noting(network: nn.Module, architecture: str, arguments: dict[str, Any]) ->
 
 
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:
-    """Batch norms whose statistics are those of the joint batch of all ranks (the original, for student and teacher). GPUs only."""
+    """Batch norms whose statistics are those of the joint batch of all ranks (the original, for student and teacher). GPUs only: on CPUs
+    there is ``join_batch_norm``."""
+    if any(type(module).__module__.startswith("timm.") for module in network.modules()):
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(network)  # torch's own would leave out the activations inside timm's batch norms
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
@@ -281,12 +286,14 @@ def _pooled(backbone: nn.Module, images: Tensor, noise: Tensor | None) -> Tensor
 
 @torch.no_grad()
 def _width(config: BackboneConfig, network: nn.Module, extract: Extract) -> int:
-    """Tried on one black image of every size, because other people's networks know best what they take."""
-    network.eval()
+    """Tried on black images of every size, because other people's networks know best what they take; some take more when they only look
+    than when they train."""
     width = 0
     for size in config.image_sizes:
         try:
-            features = extract(network, torch.zeros(1, 3, size, size), None)
+            with torch.random.fork_rng(devices=[]):  # dropout
+                extract(network.train(), torch.zeros(2, 3, size, size), None)
+            features = extract(network.eval(), torch.zeros(1, 3, size, size), None)
         except _REFUSED as error:
             raise UserError(f"{config.arch} cannot take views of {size} x {size} pixels: {error}") from error
         if features.ndim not in (2, 3):

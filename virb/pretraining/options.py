@@ -46,6 +46,9 @@ class EngineOptions(Strict):
     )
     num_workers: Natural = key(10, "processes per device that decode images ahead; never more than there are cores", "data")
     augmentation: Literal["auto", "tensors", "pil"] = key("auto", "tensors: on the GPU, or fast on CPUs; pil: the reference", "data")
+    on_bad_image: Literal["error", "skip"] = key(
+        "error", "an image that cannot be decoded: stop (all is saved), or another one, drawn anew each epoch, in its place", "data"
+    )
     seed: Natural = key(0, "of weights, order, augmentation and masks", "data")
 
     epochs: Count = key(100, "passes over the data", "training")
@@ -86,11 +89,13 @@ class EngineOptions(Strict):
 
     log_every: Count = key(10, "steps between points of the curves", "monitoring")
     tensorboard: bool = key(True, "write curves for TensorBoard to output_dir", "monitoring")
-    knn_every: Natural = key(0, "epochs between k-NN scores of the teacher; 0: none", "monitoring")
+    knn_every: Natural = key(0, "epochs between k-NN scores of the teacher, by the first rank; 0: none", "monitoring")
     knn_data: str = key("digits", "labelled data of these scores: digits, shapes, or a folder with train and test (or val)", "monitoring")
     knn_k: Count = key(20, "neighbours that vote", "monitoring")
     collapse_alarm: bool = key(True, "warn when the teacher's output looks collapsed", "monitoring")
-    probe: str | None = key(None, "task config whose tasks are run on the teacher during training", "monitoring")
+    probe: str | None = key(
+        None, "task config whose tasks are run on the teacher during training; the first rank runs them, others wait", "monitoring"
+    )
     every: Count = key(10, "epochs between runs of probe", "monitoring")
 
     launcher: Literal["none", "slurm"] = key("none", "slurm: submit the run as a job that goes on where it was preempted", "slurm")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from virb.errors import UserError
 from virb.functional.randomness import derive_seed
+from virb.pretraining.batch_norm import join_batch_norm
 from virb.pretraining.distributed import Ranks
 from virb.pretraining.methods import Method, Networks, Progress, Views
 from virb.pretraining.networks import synchronise_batch_norm, use_checkpointing
@@ -57,6 +58,7 @@ class Trainer:
         self.autocast_dtype = half_precision(options, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype is torch.float16)
         self._wrapped = self._wrap()
+        self.whole = True  # whether all is as it was after the last step, so that it may be saved
 
     @property
     def progress(self) -> Progress:
@@ -73,7 +75,21 @@ class Trainer:
         return lr, cosine(progress.step, total, o.weight_decay, o.weight_decay_end)
 
     def step(self, batches: Iterator[Views], stop: bool = False) -> StepReport:
-        """The next step on the next ``accumulation_steps`` micro-batches."""
+        """The next step on the next ``accumulation_steps`` micro-batches. After one that is not finite, and after an error, all is as it
+        was before, but for an error in the middle of moving (not ``whole``)."""
+        networks = (self.networks.student, self.networks.teacher)
+        kept = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]  # batch norms move theirs in forwards
+        try:
+            report = self._step(batches, stop)
+        except BaseException:
+            if self.whole:
+                _put_back(kept)
+            raise
+        if not report.moved:
+            _put_back(kept)
+        return report
+
+    def _step(self, batches: Iterator[Views], stop: bool) -> StepReport:
         progress, n_micro = self.progress, self.options.accumulation_steps
         lr, weight_decay = self.rates(progress)
         set_rates(self.optimizer, lr, weight_decay)
@@ -104,7 +120,8 @@ class Trainer:
         report.images = self.joint_batch
         if report.bad:
             report.views = seen
-        else:
+        self.whole = False
+        if not report.bad:
             self.method.before_step(self.networks.student, progress)
             self.scaler.step(self.optimizer)
         if self.scaler.is_enabled():
@@ -112,6 +129,7 @@ class Trainer:
         if report.moved:
             self.method.after_step(self.networks, self.state, self.ranks.add_up_named(sums), progress)
         self.step_number += 1
+        self.whole = True
         return report
 
     def _joint(self, logs: dict[str, Tensor], length: Tensor, stop: bool, waited: float) -> StepReport:
@@ -161,5 +179,13 @@ def half_precision(options: EngineOptions, device: torch.device) -> torch.dtype 
 
 
 def _synchronised(network: nn.Module, ranks: Ranks) -> nn.Module:
-    """Batch norms that see the joint batch. torch has none for CPUs, where each rank normalises by its own."""
-    return synchronise_batch_norm(network) if ranks.world > 1 and ranks.device.type == "cuda" else network
+    """Batch norms that see the joint batch."""
+    if ranks.world == 1:
+        return network
+    return synchronise_batch_norm(network) if ranks.device.type == "cuda" else join_batch_norm(network)
+
+
+@torch.no_grad()
+def _put_back(kept: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, before in kept:
+        buffer.copy_(before)
