@@ -212,3 +212,37 @@ def test_what_a_file_notes_of_itself_opens_no_file_and_no_address(resnet: State,
 def test_timm_loads_no_file_on_the_side() -> None:
     with pytest.raises(UserError, match="named by `weights:`"):
         load_encoder({"timm": "resnet18", "weights": "random", "args": {"checkpoint_path": "evil.bin"}})
+
+
+def trained(arch: str) -> dict[str, Any]:
+    """A checkpoint as the pretraining writes it, of timm's network whose names no layout knows."""
+    import timm
+
+    state = timm.create_model("test_efficientnet_ln", num_classes=0).state_dict()
+    student = under("module.backbone.", {key: value + 1 for key, value in state.items()})
+    note = {"engine": 1, "method": "dino", "step": 7, "recipe": "mine", "options": {"arch": arch, "data_path": "digits"}}
+    teacher = {**under("backbone.", state), "head.mlp.weight": torch.zeros(2, 2)}
+    return {"student": student, "teacher": teacher, "epoch": 3, "virb": note}
+
+
+def test_networks_of_timm_that_were_trained_here_need_no_name(tmp_path: Path) -> None:
+    content = trained("timm:test_efficientnet_ln")
+    torch.save(content, tmp_path / "checkpoint.pth")
+    line = convert(tmp_path / "checkpoint.pth", tmp_path / "net.safetensors")
+    assert "timm:test_efficientnet_ln" in line
+    for name in ("checkpoint.pth", "net.safetensors"):
+        encoder = load_encoder(tmp_path / name)
+        assert dict(encoder.spec.training) == {"method": "dino", "step": 7, "recipe": "mine", "epoch": 3, "data": "digits"}
+        assert encoder.spec.input.mean == (0.485, 0.456, 0.406)  # as it was trained
+        for key, value in encoder.network.state_dict().items():
+            assert torch.equal(value, content["teacher"][f"backbone.{key}"])
+
+
+@pytest.mark.parametrize("arch", ["timm:hf-hub:attacker/model", "timm:attacker/model", "vit"])
+def test_a_name_in_a_checkpoint_opens_no_address(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from virb.encoders import timm
+
+    monkeypatch.setattr(timm, "create", lambda *_, **__: pytest.fail("built from what an unknown file says"))
+    torch.save(trained(arch), tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError):
+        load_encoder(tmp_path / "checkpoint.pth")

@@ -23,7 +23,7 @@ BACKBONES = {  # millions of parameters; joint batch on the stated number of GPU
     "patchwise_imagenet100": (85.8, 6 * 4 * 10, 240),
     "patchwise_vits16": (21.7, 64 * 8, 512),
     "patchwise_cifar10": (22.5, 64 * 4, 256),
-    "dino_tiny": (0.62, 64, 64),
+    "dino_tiny": (0.099, 64, 64),
     "dino_tiny_cpu": (0.164, 64, 64),
 }
 

@@ -67,6 +67,14 @@ class Checkpoint:
         heads = noted.get("heads") if isinstance(noted, Mapping) and "engine" in noted else None
         return heads if isinstance(heads, int) and 0 < heads < 1 << 16 else None
 
+    @cached_property
+    def trained_arch(self) -> str | None:
+        """``arch`` of the recipe, where ViRB's own pretraining wrote the file: of timm's networks shapes tell too little."""
+        noted: Any = self.content.get("virb") if isinstance(self.content, Mapping) else None
+        options = noted.get("options") if isinstance(noted, Mapping) and "engine" in noted else None
+        arch = options.get("arch") if isinstance(options, Mapping) else None
+        return arch if isinstance(arch, str) else None
+
 
 def _data_name(options: Any) -> str:
     """Of a folder with training images its name, not the place where it lay."""

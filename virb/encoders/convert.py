@@ -17,7 +17,7 @@ from virb.encoders import checkpoints, timm
 from virb.encoders.base import Encoder
 from virb.encoders.checkpoints import FORMAT, TRAINING
 from virb.encoders.filling import fill
-from virb.encoders.layouts import choose, recognise
+from virb.encoders.layouts import choose, places, recognise
 from virb.encoders.registry import build
 from virb.errors import UserError, ViRBError
 from virb.io import write_atomic
@@ -56,11 +56,13 @@ def convert(source: Path, destination: Path, expect: str | None = None, checkpoi
     if destination.exists() and source.exists() and destination.samefile(source):
         raise UserError(f"{destination} is the file to be converted; name another one")
     checkpoint = checkpoints.read(source)
-    place = choose(checkpoint, checkpoint_key)
+    known = bool(places(checkpoint, checkpoint_key))
+    encoder = None if known else _build(*recognise(checkpoint, checkpoint_key))
+    place = choose(checkpoint, checkpoint_key, () if encoder is None else encoder.network.state_dict())
     if expect is not None and place.rule.kind not in EXPECTED[expect]:
         raise UserError(f"{source} is no {expect} checkpoint: its layout is {place.rule.name}\n  try   virb convert {source} {destination}")
     architecture, arguments = recognise(checkpoint, checkpoint_key)
-    encoder = _build(architecture, arguments)
+    encoder = encoder or _build(architecture, arguments)
     fill(encoder.network, checkpoint, encoder.spec.architecture, encoder.ignored or ("head.",), checkpoint_key)
     state = {name: tensor.contiguous() for name, tensor in encoder.network.state_dict().items()}
     digest = _sha256(checkpoint.path)

@@ -182,8 +182,11 @@ def choose(checkpoint: Checkpoint, key: str | None = None, wanted: Collection[st
 
 def recognise(checkpoint: Checkpoint, key: str | None = None) -> Found:
     """(architecture, arguments) of the network in a file. UserError says what is unclear, and what to name."""
-    place = choose(checkpoint, key)
     noted = _noted(checkpoint)
+    told_arch = noted[0] if noted is not None else checkpoint.trained_arch or ""
+    if _PLAIN_TIMM.fullmatch(told_arch) and not places(checkpoint, key):  # names that only timm knows; filling shows whether they are there
+        return told_arch, {} if noted is None else noted[1]
+    place = choose(checkpoint, key)
     heads = checkpoint.trained_heads if noted is None else noted[1].get("heads")
     told = vit_shapes(place.state) if is_vit(place.state) else {}
     found = infer(place.state, place.rule.heads if heads is None or not told else {told["width"]: heads})
