@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --c
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
-quickstart: $(VENV)/.installed ## set everything up and run three encoders on the built-in data (out/quickstart)
+quickstart: $(VENV)/.installed ## set everything up and run five encoders on the built-in data (out/quickstart)
 	@echo '$$ python $(QUICKSTART)'
 	@$(PY) $(QUICKSTART)
 

@@ -337,19 +337,21 @@ def test_the_old_folder_of_task_configs(call: Call, here: Path) -> None:
 
 
 def test_check_shows_the_quickstart_and_touches_nothing(call: Call, here: Path) -> None:
+    (here / "weights").symlink_to(REPO / "weights")
     before = files_of(here)
     code, out, err = call("check", *QUICKSTART, "--devices", "cpu:2")
     assert (code, err) == (0, "")
     for text in (
-        r"3 encoders",
+        r"5 encoders",
+        r"  dino_tiny +dino_tiny.safetensors, converted from checkpoint.pth; trained by dino, .* 100 % +160x160 +ImageNet .*",
         r"  random_vit +random weights \(seed 0\) +vit_tiny/8 +5\.4 M +- +64x64 +ImageNet .*tokens 192x8x8, pyramid of 4, .*",
-        r"  shapes_count +shapes-count, linear, 6 configs +fit 3,000 / report 1,000, select held out of fit",
-        r"9 jobs",
+        r"  shapes_count +shapes-count, linear, 12 configs +fit 3,000 / report 1,000, select held out of fit",
+        r"15 jobs",
         r"  pixels x digits_mlp +32px bilinear squashed \(task digits\) +4\.97 MB +host memory",
-        r"jobs +9 to run, 0 done",
-        r"passes +4 over images instead of 18, in 12 slices; 5,797 images to decode",
-        r"geometries +2: 32px \(6 jobs\), 64px \(3 jobs\)",
-        r"features +17\.1 MB to make, nothing cached yet; largest job 10\.8 MB \(pixels x shapes_count\)",
+        r"jobs +15 to run, 0 done",
+        r"passes +4 over images instead of 30, in 12 slices; 5,797 images to decode",
+        r"geometries +2: 32px \(10 jobs\), 64px \(5 jobs\)",
+        r"features +2\d(\.\d)? MB to make, nothing cached yet; largest job 10\.8 MB \(pixels x shapes_count\)",
         r"disk +out/\.virb_cache: .* free, budget 80%",
         r"time +about (\d+ s|\d+ min|[\d.]+ h) on cpu x 2, float32",
         r"nothing was run",

@@ -14,7 +14,8 @@ from virb.encoders.known import KNOWN
 from virb.encoders.load import encoder_names, load_encoder
 from virb.tasks.vocabulary import TaskVocabulary
 
-FOLDER = Path(__file__).parents[1] / "configs" / "experiment_lists"
+REPO = Path(__file__).parents[1]
+FOLDER = REPO / "configs" / "experiment_lists"
 LISTS = sorted(path.name for path in FOLDER.glob("*.yaml"))
 VIRB_2021 = """
     Supervised Random SWAV_800 MoCov2_800 MoCov1_200 PIRL_800 SimCLR_1000
@@ -32,7 +33,9 @@ def load(name: str, check_paths: bool = True) -> dict[str, EncoderConfig]:
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has nothing of a clone but the weights that ship with it."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(REPO / "weights")
 
 
 def test_which_lists_there_are() -> None:
@@ -43,10 +46,14 @@ def test_which_lists_there_are() -> None:
 @pytest.mark.parametrize("name", LISTS)
 def test_every_entry_has_weights_or_needs_none(name: str) -> None:
     for encoder in load(name).values():  # paths are checked: one that is not there needs an address
-        if encoder.timm is not None:
+        if encoder.timm is not None and encoder.weights == "random":
+            assert timm.is_model(encoder.timm), encoder.name
+        elif encoder.timm is not None:
             assert encoder.timm in timm.list_models(pretrained=True), encoder.name
         elif encoder.arch is not None:
             assert encoder.weights in ("random", "supervised") or encoder.arch == "pixels"
+        elif encoder.weights == "weights/dino_tiny.safetensors":
+            assert (REPO / encoder.weights).is_file()  # it ships with ViRB
         elif encoder.weights not in KNOWN:
             assert str(encoder.weights).startswith("pretrained_weights/")
             assert urlsplit(str(encoder.url)).scheme == "https"

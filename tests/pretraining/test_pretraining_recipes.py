@@ -25,7 +25,7 @@ BACKBONES = {  # millions of parameters; number of GPUs; joint batch on them
     "patchwise_imagenet100": (85.8, 4, 240),
     "patchwise_vits16": (21.7, 8, 512),
     "patchwise_cifar10": (22.5, 1, 256),
-    "dino_tiny": (0.62, 1, 64),
+    "dino_tiny": (0.099, 1, 64),
     "dino_tiny_cpu": (0.164, 1, 64),
 }
 
