@@ -137,6 +137,8 @@ def test_mapped_and_host_give_the_same_batches(tmp_path: Path, batch: int, wide:
         assert features.reads_ahead == (tier == "mapped")
         split = Split("fit", ((features, torch.arange(4000)),), None)
         found[tier] = list(split.batches(order.split(batch)))
+        for number, chunk in enumerate(order.split(batch)):  # one by one, as other probes read
+            assert torch.equal(features.gather(chunk).flatten(1), found[tier][number][1])
     for (positions, x), (expected_positions, expected) in zip(found["mapped"], found["host"], strict=True):
         assert torch.equal(positions, expected_positions)
         assert torch.equal(x, expected)
