@@ -137,8 +137,33 @@ def test_mapped_and_host_give_the_same_batches(tmp_path: Path, batch: int, wide:
         assert features.reads_ahead == (tier == "mapped")
         split = Split("fit", ((features, torch.arange(4000)),), None)
         found[tier] = list(split.batches(order.split(batch)))
+        for number, chunk in enumerate(order.split(batch)):  # one by one, as other probes read
+            assert torch.equal(features.gather(chunk).flatten(1), found[tier][number][1])
     for (positions, x), (expected_positions, expected) in zip(found["mapped"], found["host"], strict=True):
         assert torch.equal(positions, expected_positions)
         assert torch.equal(x, expected)
         assert x.dtype == torch.float32
     np.testing.assert_allclose(found["mapped"][0][1].numpy(), values[order[:batch]].reshape(-1, 15), rtol=1e-3)
+
+
+def test_small_batches_are_read_together_and_lie_as_if_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FeatureCache(tmp_path)
+    values = np.random.default_rng(2).normal(size=(2000, 5)).astype(np.float32)
+    for start, stop in slice_bounds(len(values)):
+        cache.write_slice("key", start, values[start:stop], {})
+    rows = MappedRows(cache.slices("key", len(values)))
+    reads: list[int] = []
+    read = rows.read
+    monkeypatch.setattr(rows, "read", lambda wanted: (reads.append(len(wanted)), read(wanted))[1])
+    features = SampleFeatures([rows], np.arange(2000), np.arange(2001), CPU, "mapped")
+    split = Split("fit", ((features, torch.arange(2000)),), None)
+    monkeypatch.setattr("virb.probes.split._READ_BYTES", 100 * 5 * 4)  # 100 rows
+    chunks = torch.randperm(2000).split(30)
+    for number, (positions, x) in enumerate(split.batches(chunks)):
+        assert torch.equal(positions, chunks[number])
+        assert torch.equal(x, torch.from_numpy(values.astype(np.float16)).float()[positions])
+        assert x.data_ptr() % 64 == 0
+    assert number == 66
+    assert reads == [90] * 22 + [20]
+    assert len(list(split.batches(torch.arange(2000).split(500)))) == 4  # each longer than a read should be
+    assert reads[23:] == [500] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from virb.features.ahead import MappedFile
 from virb.features.cache import Slice
 
 _MOST_MAPS = 16_384  # a system gives a process 65,530
-_MANY_ROWS = 4  # per slice: from here on they are taken together
+_MANY_ROWS = 4  # of each slice: more are taken together
 
 
 class Rows(Protocol):
@@ -85,20 +86,24 @@ class MappedRows:
         rows = np.asarray(rows)
         size = math.prod(self.shape)
         out = np.empty((len(rows), size), dtype=np.float32 if self.dtype == torch.float32 else np.float16)
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        local = (rows - self._starts[which]) * size if len(rows) else rows
-        used = np.unique(which)
+        order = np.argsort(rows, kind="stable")  # in the order of the disk, slice by slice
+        which = np.searchsorted(self._starts, rows[order], side="right") - 1
+        local = rows[order] - self._starts[which]
+        used, firsts = np.unique(which, return_index=True)
         maps = {index: self._map(index) for index in used.tolist()}
-        if len(rows) < _MANY_ROWS * len(used):
-            places = list(zip(which.tolist(), local.tolist(), strict=True))
-            for index, first in places:
+        if len(rows) <= _MANY_ROWS * len(used):
+            places = list(zip(order.tolist(), which.tolist(), (local * size).tolist(), strict=True))
+            for _, index, first in places:
                 maps[index].will_need(first, size)
-            for place, (index, first) in enumerate(places):
+            for place, index, first in places:
                 out[place] = maps[index].values[first : first + size]
         else:
-            for index in used.tolist():
-                here = np.flatnonzero(which == index)
-                out[here] = maps[index].values.reshape(-1, size)[local[here] // max(size, 1)]
+            spans = np.split(np.arange(len(rows)), firsts[1:])
+            for index, span in zip(used.tolist(), spans, strict=True):
+                _announce(maps[index], local[span], size)
+            for index, span in zip(used.tolist(), spans, strict=True):
+                piece = self._slices[index]
+                out[order[span]] = maps[index].values.reshape(piece.stop - piece.start, size)[local[span]]
         return torch.from_numpy(out).reshape(len(rows), *self.shape)
 
     def read_one(self, row: int) -> torch.Tensor:
@@ -108,6 +113,15 @@ class MappedRows:
         local = row - int(self._starts[index])
         values = self._map(index).values[self._offsets[index][local] : self._offsets[index][local + 1]]
         return torch.from_numpy(np.array(values)).reshape(_row_shapes(self._slices[index])[local])
+
+
+def _announce(file: MappedFile, rows: np.ndarray, size: int) -> None:
+    """Has the system fetch these rows of a file, in ascending order, of ``size`` values: as one stretch where most pages have some."""
+    if size * file.values.itemsize < mmap.PAGESIZE:
+        file.will_need(int(rows[0]) * size, int(rows[-1] - rows[0] + 1) * size)
+    else:
+        for row in rows.tolist():
+            file.will_need(row * size, size)
 
 
 def _row_shapes(piece: Slice) -> Sequence[tuple[int, ...]]:

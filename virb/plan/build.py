@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from virb.config import EncoderConfig, TaskConfig, Where, path_collisions
+from virb.config.excerpt import own_part
 from virb.config.names import UniqueNames, check_encoder_name
 from virb.config.tree import Report
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
 from virb.data.windows import WindowedImages
-from virb.encoders.base import Encoder, EncoderSpec
+from virb.encoders.base import Encoder
 from virb.encoders.download import NotDownloaded
 from virb.encoders.load import load_encoder
 from virb.encoders.requests import Request
@@ -23,24 +23,23 @@ from virb.encoders.verify import Failed, Verified, verify_encoder
 from virb.errors import ConfigError, Problem, UserError, ViRBError
 from virb.features.cache import EntryRecord
 from virb.features.passes import Wanted
-from virb.io import can_write, existing_parent, hash_record
+from virb.io import can_write, existing_parent
+from virb.plan.fitted import as_trained, idle_limits, with_features, with_limit
 from virb.plan.geometry import check_dense, choose_geometry, geometry_of_score, own_geometry, seen_as, with_geometry
 from virb.plan.heads import HeadSource, NoHead, class_columns, head_sources
 from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
+from virb.plan.keys import job_key, normalisation, score_key
 from virb.plan.measure import Meter
 from virb.plan.samples import Datasets, TaskData
 from virb.plan.units import assemble
 from virb.probes.base import FIT
 from virb.probes.split import sample_width
 from virb.results.store import conflicts, finished
-from virb.sources import source_hash
 from virb.tasks.protocols import PROTOCOLS, no_protocol
-from virb.tasks.resolve import ResolvedTask, canonical, get_probe, resolve_task
+from virb.tasks.resolve import ResolvedTask, get_probe, resolve_task
 from virb.transfer import Progress
 
-RESULT_FORMAT = 1  # raised when code changes what a probe or metric computes
 Config = EncoderConfig | InMemory
-_SPLITS = ("train", "val", "test")  # a file's defaults may limit these whatever its tasks have
 
 
 def build_plan(
@@ -83,7 +82,7 @@ def draft_plan(
         builder.check_store()
     if builder.problems:
         raise ConfigError(builder.problems)
-    parts = {task.label: _own_part((texts or {}).get(task.where.file, ""), task.where) for task, _ in resolved if task.where}
+    parts = {task.label: own_part((texts or {}).get(task.where.file, ""), task.where) for task, _ in resolved if task.where}
     return Draft(settings, builder.planned, builder.jobs, builder.entries, builder.lists, parts, tuple(builder.notes))
 
 
@@ -249,7 +248,7 @@ class _Builder:
         for source in sources[1:]:
             if (source.request, source.geometry) != (first.request, first.geometry):
                 raise UserError(f"the heads of {first} and {source} were trained on different features; score them in tasks of their own")
-        task = _as_trained(task, first)
+        task = as_trained(task, first)
         geometry, origin = geometry_of_score(self.settings, config, encoder.spec, task, first.geometry, str(first))
         encoder.spec.check(task.features)
         (role, plan), *_ = data.roles.items()
@@ -316,7 +315,7 @@ class _Builder:
             encoder_id=spec.encoder_id,
             image_list_id=plan.list_id,
             geometry=geometry.record(),
-            normalisation=_normalisation(encoder),
+            normalisation=normalisation(encoder),
             output=request,
             numerics=self.settings.numerics.record(encoder, geometry),
             format={"family": spec.family, "version": spec.format},
@@ -366,147 +365,9 @@ def _images_per_sample(plan: RolePlan) -> int | None:
     return None if rows is None else rows.shape[1]
 
 
-def with_limit(task: ResolvedTask, limit: Mapping[str, int]) -> ResolvedTask:
-    """The task without the limits of splits that its dataset lacks (a file's defaults may name some)."""
-    if limit == task.limit:
-        return task
-    changed = {key: value for key, value in task.changed.items() if key != "limit"} | ({"limit": dict(limit)} if limit else {})
-    return replace(task, limit=limit, changed=changed)
-
-
-def idle_limits(configs: Sequence[TaskConfig], resolved: Sequence[tuple[ResolvedTask, TaskData]]) -> list[Problem]:
-    """Splits that a file's defaults limit and none of its tasks has, unless they have a usual name: such as ``trian``."""
-    used = {(task.place("limit"), split) for task, _ in resolved for split in task.limit}
-    wheres = {config.explicit["limit"]: config.limit or {} for config in configs if "limit" in config.by_defaults}
-    idle = [(where, split) for where, limit in wheres.items() for split in limit if split not in _SPLITS and (where, split) not in used]
-    return [Problem(where.file, where.line, where.key, f"no task of this file has a split {split!r}") for where, split in idle]
-
-
-def with_features(task: ResolvedTask, spec: EncoderSpec) -> ResolvedTask:
-    """Where the protocol names several features and nobody chose one of them: the first that this encoder has."""
-    source = f"protocol {task.protocol}"
-    if task.origins.get("features") != source:
-        return task
-    for number, request in enumerate(PROTOCOLS[task.protocol].options.get("features", ())):
-        try:
-            spec.check(request)
-        except ViRBError:
-            continue
-        origin = source if not number else f"{source}, the first of its features that {spec.name} has"
-        return replace(task, features=request, origins={**task.origins, "features": origin})
-    return task
-
-
 def _sample_shape(plan: RolePlan, row_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """Shape of one sample's features: the row's own, with an axis in front where a sample has several images; None when they differ."""
     rows = plan.samples.fixed_rows()
     if rows is None or row_shape is None:
         return None
     return row_shape if rows.shape[1] == 1 else (rows.shape[1], *row_shape)
-
-
-def job_key(
-    settings: RunSettings, encoder: Encoder, task: ResolvedTask, geometry: Geometry, data: TaskData, roles: Mapping[str, RolePlan]
-) -> str:
-    """Hash of all that decides a job's numbers, and of nothing else: no label, name, device count, folder or number of threads."""
-    return hash_record(
-        {
-            "format": RESULT_FORMAT,
-            "encoder": encoder.spec.encoder_id,
-            "geometry": geometry.record(),
-            "normalisation": _normalisation(encoder),
-            "request": task.features,
-            "numerics": settings.numerics.record(encoder, geometry),
-            "roles": {
-                role: {"entries": plan.entries, "list": plan.list_id, "samples": data.ids[role], "held_out": plan.held_out}
-                for role, plan in roles.items()
-            },
-            "n_classes": len(data.classes) if data.classes else None,
-            "task": {"id": task.task.id, "target": task.task.target, "loss": task.task.loss, "metrics": task.task.metrics},
-            **({} if task.task.dense is None else {"dense": _dense_record(task)}),
-            "probe": task.probe,
-            "sources": source_hash(task.modules),
-            "protocol": task.protocol,
-            "configs": {name: canonical(config) for name, config in task.configs.items()},
-            "num_epochs": task.num_epochs,
-            "batch_size": task.batch_size,
-            "test_batch_size": task.test_batch_size,
-            "selection": task.selection,
-            "seeds": task.seeds,
-            "refit": task.refit,
-            "views": task.views,
-            "augment": task.augment,
-            "on_bad_image": task.on_bad_image,
-            **({"listed": data.listed.positions} if data.listed else {}),
-        }
-    )
-
-
-def _dense_record(task: ResolvedTask) -> dict[str, Any]:
-    windows = canonical(task.windows) if task.windows else None
-    return {"target": asdict(task.task.dense), "windows": windows, "score_size": task.score_size}  # type: ignore[arg-type]
-
-
-def _as_trained(task: ResolvedTask, source: HeadSource) -> ResolvedTask:
-    """An eval-only task under the name of the protocol that trained the heads, with its own limit as a change of it."""
-    features = task.features if "features" in task.places or source.request is None else source.request
-    if source.protocol is None:
-        return replace(task, features=features)
-    theirs = {("limit of the heads" if key == "limit" else key): value for key, value in source.changed.items()}
-    own = {key: value for key, value in task.changed.items() if key == "limit"}
-    origins = {**task.origins, **({} if features == task.features else {"features": f"heads of {source}"}), "probe": f"heads of {source}"}
-    return replace(
-        task,
-        features=features,
-        probe=source.probe or task.probe,
-        protocol=source.protocol,
-        changed={**theirs, **own},
-        selection=source.selection,
-        origins=origins,
-    )
-
-
-def score_key(
-    settings: RunSettings,
-    encoder: Encoder,
-    task: ResolvedTask,
-    geometry: Geometry,
-    data: TaskData,
-    roles: Mapping[str, RolePlan],
-    sources: Sequence[HeadSource],
-) -> str:
-    """The key of an eval-only job. Heads count by the key of the job that trains them: it is the same before and after their training."""
-    return hash_record(
-        {
-            "format": RESULT_FORMAT,
-            "kind": "score",
-            "encoder": encoder.spec.encoder_id,
-            "geometry": geometry.record(),
-            "normalisation": _normalisation(encoder),
-            "request": task.features,
-            "numerics": settings.numerics.record(encoder, geometry),
-            "roles": {role: {"entries": plan.entries, "list": plan.list_id, "samples": data.ids[role]} for role, plan in roles.items()},
-            "task": {"id": task.task.id, "target": task.task.target, "metrics": task.task.metrics},
-            "heads": [
-                {"key": source.key, "columns": source.columns, **({"layout": source.layout} if source.layout else {})} for source in sources
-            ],
-            "on_bad_image": task.on_bad_image,
-        }
-    )
-
-
-def _normalisation(encoder: Encoder) -> dict[str, Any]:
-    return {**encoder.spec.input.normalisation(), "patch_size": encoder.spec.patch_size}
-
-
-def _own_part(text: str, where: Where) -> str:
-    """The lines of a file that are about one label, each block to the next key of its own: the ``defaults:`` and the label's."""
-    lines = text.splitlines() if where.line else []
-    defaults = next((number for number, line in enumerate(lines, 1) if re.match(r"""(['"]?)defaults\1\s*:""", line)), None)
-    starts = [where.line] if defaults in (None, where.line) else sorted([where.line, defaults])
-    return "\n".join(_block(lines[start - 1 :]) for start in starts if start)
-
-
-def _block(lines: Sequence[str]) -> str:
-    end = next((number for number, line in enumerate(lines[1:], 1) if line[:1] not in ("", " ", "\t", "#", "}", "]")), len(lines))
-    return "\n".join(lines[:end]).rstrip()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +19,8 @@ from virb.probes.base import Features, RoleData
 
 _CPU = torch.device("cpu")
 _CHECK_ROWS = 4096  # samples read at once when features are checked
+_READ_BYTES = 16 << 20  # of float32, read at once: three of these are in memory
+_ALIGNED = 64  # bytes: where torch lets a tensor begin
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,20 @@ class Split:
         """Each chunk of positions with its features, which are read ahead where that takes long; a stream's images are decoded ahead."""
         slow: list[Any] = [features for features, _ in self.parts if getattr(features, "reads_ahead", False)]
         if slow:
-            return read_ahead(self.features, chunks, slow[0].device)
+            return self._ahead(chunks, slow[0].device)
         if any(getattr(features, "decodes_ahead", False) for features, _ in self.parts):
             return self._streamed(list(chunks))
         return ((positions, self.features(positions)) for positions in chunks)
+
+    def _ahead(self, chunks: Iterable[Tensor], device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Several chunks are one read: a file is visited once for all of them, in its own order."""
+        width = 4 * math.prod(self.parts[0][0].shape or ())
+        groups = _grouped(chunks, _READ_BYTES // max(width, 1))
+        with closing(read_ahead(lambda group: self.features(torch.cat(group)), groups, device)) as reads:
+            for group, values in reads:
+                for positions, here in zip(group, values.split([len(positions) for positions in group]), strict=True):
+                    # Products may round otherwise where a tensor begins elsewhere: chunks lie in memory as if each were read alone.
+                    yield positions, here if here.data_ptr() % _ALIGNED == 0 else here.clone()
 
     def _streamed(self, chunks: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
         reads: dict[int, tuple[Any, list[Tensor]]] = {}  # what each stream is asked for, in order
@@ -88,6 +102,18 @@ class Split:
         """Turns to the augmented view of this epoch (0-based), where features have several."""
         for features, _ in self.parts:
             features.set_epoch(epoch)
+
+
+def _grouped(chunks: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Consecutive chunks of ``most`` positions together, or one that is longer."""
+    group: list[Tensor] = []
+    for positions in chunks:
+        if group and sum(map(len, group)) + len(positions) > most:
+            yield group
+            group = []
+        group.append(positions)
+    if group:
+        yield group
 
 
 def make_split(name: str, role: RoleData, targets: Tensor | None, device: torch.device, chosen: np.ndarray | None = None) -> Split:

@@ -9,51 +9,38 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from virb.data.decode import DECODED
-from virb.data.images import ImageList
-from virb.data.transforms import Geometry
-from virb.data.windows import WindowedImages
 from virb.encoders.base import Encoder
 from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
-from virb.features.cache import DamagedSlices, FeatureCache
-from virb.features.feature_set import EncodedRows, MappedRows, Rows
-from virb.features.held import HeldEntries, HeldRows
+from virb.features.cache import FeatureCache
+from virb.features.held import HeldEntries
 from virb.features.layout import place
-from virb.features.limits import encoder_limit, weight_bytes, working_tier
-from virb.features.local_copies import bring, place_of
+from virb.features.limits import encoder_limit, weight_bytes
 from virb.features.passes import Memory, PassOptions, PassReport, run_slice
 from virb.features.uses import remove_entries
 from virb.io import available_cores
 from virb.metrics.base import find_metric
 from virb.plan.graph import Unit, UnitReport
-from virb.plan.jobs import Entry, Job, PartWork, PassWork, RolePlan, RunContext
-from virb.plan.samples import class_numbers
+from virb.plan.jobs import Job, PartWork, PassWork, RunContext
 from virb.probes.base import (
     FIT,
     REPORT,
-    SELECT,
     ConfigOutcome,
     Context,
-    Listed,
     Outcome,
     Predictions,
-    RoleData,
     Run,
-    Seen,
     Settings,
-    is_labelled,
 )
-from virb.probes.inputs import ImageBatches, encoded_rows, find_bad_images, online_sample, role_data, stream_batch, usable_samples
+from virb.probes.inputs import online_sample
 from virb.probes.pieces import PartDone
 from virb.probes.score import score_heads
-from virb.probes.selection import hold_out
 from virb.results import schema
 from virb.results.environment import utc_now
 from virb.runner.curves import Curves
@@ -62,6 +49,7 @@ from virb.runner.heads import given_heads
 from virb.runner.parts import is_done, job_folder, part_folder, pieces_of, read_parts, write_part
 from virb.runner.pictures import draw_panel
 from virb.runner.profile import job_seconds, stream_seconds
+from virb.runner.reading import JobReader, Sources, in_the_split
 from virb.runner.records import JobFacts, report_role, write_outcome
 from virb.runner.stores import PixelStores
 from virb.tasks.resolve import get_probe
@@ -91,7 +79,6 @@ class _Doer:
         self.pixels = PixelStores(context, self.cache)
         self._encoders: OrderedDict[str, Encoder] = OrderedDict()  # the one used last at the end
         self._limit = encoder_limit(settings.devices)
-        self._opened: dict[str, MappedRows | HeldRows] = {}  # entries that the job at hand has read and checked, or has at hand
         self._decoded = 0  # DECODED when the unit at hand began
         self._work = PassReport()  # of the pass at hand, or of the streams of the job at hand
         self._facts: JobFacts | None = None  # of the job at hand
@@ -183,6 +170,21 @@ class _Doer:
         report.seconds = done.seconds
         return report
 
+    def _reader(self, job: Job, facts: JobFacts) -> JobReader:
+        self.memory.notes.clear()
+        sources = Sources(
+            context=self.context,
+            device=self.device,
+            options=self.options,
+            cache=self.cache,
+            pixels=self.pixels,
+            memory=self.memory,
+            held=self.held,
+            encoder=self.encoder,
+            make=lambda work: self._pass(work, lambda *_: None, PassReport()),
+        )
+        return JobReader(job, sources, self._work, facts)
+
     def _job_with_room(self, job: Job, tell: Tell) -> UnitReport:
         """What runs out of memory while entries are held there has another try without them."""
         try:
@@ -195,7 +197,7 @@ class _Doer:
 
     def _job(self, job: Job, tell: Tell) -> UnitReport:
         started, began = utc_now(), time.perf_counter()
-        entered, self._work, self._stage = began, PassReport(), ("read features", began)
+        self._work, self._stage = PassReport(), ("read features", began)
         settings = self.context.settings
         scratch = job_folder(settings.out, job)
         curves = Curves(scratch.parent / "curves", list(job.task.configs))
@@ -210,54 +212,53 @@ class _Doer:
             cores=self._cores(),
             pieces=pieces_of(scratch),
         )
-        probe = None if job.heads else get_probe(job.task.probe)()
-        self._opened = self._held_rows(job)
-        self.memory.notes.clear()
+        reader = self._reader(job, facts)
         try:
-            chosen = self._usable(job, facts)
-            probe_settings = _settings(job)
-            if probe is None:
-                roles = self._roles(job, chosen, facts)
-                facts.stage("read features", began)
-                began = time.perf_counter()
-                self._stage = "probe", began
-                heads, facts.job, facts.heads = given_heads(job)
-                outcome = score_heads(roles[REPORT], heads, replace(probe_settings, seeds=facts.job.task.seeds), context)
-                if outcome.selected_on != "val":
-                    facts.job = replace(facts.job, task=replace(facts.job.task, selection=outcome.selected_on))
-            elif probe.shape == "features":
-                roles = self._roles(job, chosen, facts)
-                facts.stage("read features", began)
-                began = time.perf_counter()
-                self._stage = "probe", began
-                outcome = probe.from_features(roles, probe_settings, context)
-            elif probe.shape == "batches":
-                facts.streamed = True
-                self._stage = "probe", began
-                outcome = probe.from_batches(self.encoder(job.encoder), self._loaders(job, chosen), probe_settings, context)
-            else:
-                facts.streamed = True
-                self._stage = "probe", began
-                outcome = self._online(job, chosen[report_role(job)], probe, probe_settings, context)
+            chosen = reader.usable()
+            outcome = self._outcome(job, reader, chosen, context, facts)
             if FIT in chosen:
                 lists = outcome.index_lists.items()
                 outcome.index_lists = {name: in_the_split(job.roles[FIT], chosen[FIT][positions]) for name, positions in lists}
-            facts.stage("probe", began, outcome_epochs(outcome))
-            self._stage = "results", time.perf_counter()
+            self._next_stage(facts, "results", outcome_epochs(outcome))
             if streaming := stream_seconds(self._work.seconds):
                 facts.timings.append(schema.Timing(stage="stream", seconds=round(streaming, 3), items=self._work.rows))
             self._draw(job, outcome, chosen, curves, facts)
             curves.close()  # before the record that says that everything is there
-            self._add_pass_facts(job, facts)
+            reader.add_pass_facts()
             summary = write_outcome(facts, outcome)
         except torch.OutOfMemoryError as error:
             raise self._no_memory(job) from error
         finally:
             curves.close()
-            self._opened.clear()
+            reader.close()
         shutil.rmtree(scratch.parent, ignore_errors=True)
-        seconds = job_seconds(facts.timings, time.perf_counter() - entered, self._work.seconds)
+        seconds = job_seconds(facts.timings, time.perf_counter() - began, self._work.seconds)
         return UnitReport(summary=summary, notes=list(self.memory.notes), counts={"streamed": self._work.rows}, seconds=seconds)
+
+    def _outcome(self, job: Job, reader: JobReader, chosen: dict[str, np.ndarray], context: Context, facts: JobFacts) -> Outcome:
+        """What the job's probe finds, or what its given heads score."""
+        settings = _settings(job)
+        probe = None if job.heads else get_probe(job.task.probe)()
+        if probe is not None and probe.shape != "features":
+            facts.streamed = True
+            self._stage = "probe", self._stage[1]  # it decodes and encodes as it goes: nothing is read before
+            if probe.shape == "batches":
+                return probe.from_batches(self.encoder(job.encoder), reader.loaders(chosen), settings, context)
+            return self._online(job, chosen[report_role(job)], probe, settings, context)
+        roles = reader.roles(chosen)
+        self._next_stage(facts, "probe")
+        if probe is not None:
+            return probe.from_features(roles, settings, context)
+        heads, facts.job, facts.heads = given_heads(job)
+        outcome = score_heads(roles[REPORT], heads, replace(settings, seeds=facts.job.task.seeds), context)
+        if outcome.selected_on != "val":
+            facts.job = replace(facts.job, task=replace(facts.job.task, selection=outcome.selected_on))
+        return outcome
+
+    def _next_stage(self, facts: JobFacts, name: str, items: int | None = None) -> None:
+        """Writes down what the stage at hand took, and begins another."""
+        facts.stage(*self._stage, items)
+        self._stage = name, time.perf_counter()
 
     def _part(self, work: PartWork, tell: Tell) -> UnitReport:
         """A share of a job that several devices share: the probe runs until it comes to it. What is found stays in the job's folder."""
@@ -269,20 +270,17 @@ class _Doer:
         self._facts = facts = JobFacts(job, self.context, str(self.device), utc_now())
         scratch, pieces = part_folder(folder, work.part), pieces_of(folder, work.part)
         context = Context(self.device, scratch, tell, encoder=lambda: self.encoder(job.encoder), cores=self._cores(), pieces=pieces)
-        self._opened = self._held_rows(job)
-        self.memory.notes.clear()
+        reader = self._reader(job, facts)
         try:
-            roles = self._roles(job, self._usable(job, facts), facts)
-            facts.stage("read features", began)
-            asked = time.perf_counter()
-            self._stage = "probe", asked
+            roles = reader.roles(reader.usable())
+            self._next_stage(facts, "probe")
             with suppress(PartDone):
                 get_probe(job.task.probe)().from_features(roles, _settings(job), context)
-            facts.stage("probe", asked)
+            facts.stage(*self._stage)
         except torch.OutOfMemoryError as error:
             raise self._no_memory(job) from error
         finally:
-            self._opened.clear()
+            reader.close()
         seconds = time.perf_counter() - began
         write_part(folder, work.part, str(self.device), seconds, utc_now())
         return UnitReport(notes=list(self.memory.notes), seconds=job_seconds(facts.timings, seconds))
@@ -310,175 +308,6 @@ class _Doer:
         panel.save(file, format="PNG")
         facts.pictures = file.getvalue()
 
-    def _usable(self, job: Job, facts: JobFacts) -> dict[str, np.ndarray]:
-        """Per role the samples that take part: all whose images decode, less those held out for selection."""
-        chosen: dict[str, np.ndarray] = {}
-        for role, plan in job.roles.items():
-            images = self.context.lists[plan.list_id]
-            entries = [self.context.entries[key] for key in plan.entries]
-            if entries and not entries[-1].streamed:
-                bad = dict(self._mapped(entries[-1].key).bad)
-            elif job.task.on_bad_image == "skip":
-                known = self.pixels.bad(plan.list_id)
-                rows = np.unique(plan.samples.row_values)
-                bad = find_bad_images(images, rows, self.options.loader_threads) if known is None else known
-            else:
-                bad = {}
-            chosen[role] = usable_samples(plan.samples, bad, images, job.task.on_bad_image)
-            left_out = np.setdiff1d(np.arange(len(plan.samples)), chosen[role])
-            facts.bad_samples += [str(i) for i in plan.samples.ids[left_out]] if not plan.held_out else []
-            if not len(chosen[role]):
-                raise ViRBError(f"{job.label}: no sample of split {plan.split} is left, none of its images could be decoded")
-            if plan.limited is not None and not plan.held_out:
-                facts.index_lists[f"limit-{plan.split}"] = list(plan.limited)
-        facts.chosen_samples = chosen
-        if SELECT in job.roles and job.roles[SELECT].held_out:
-            samples, pool = job.roles[SELECT].samples, chosen[FIT]
-            keep = _positions_of(job.listed, pool)
-            fit, select = hold_out(_class_targets(samples.targets[job.task.task.target], pool), samples.units[pool], seed=0, keep=keep)
-            chosen[FIT], chosen[SELECT] = pool[fit], pool[select]
-            facts.index_lists["select"] = in_the_split(job.roles[SELECT], chosen[SELECT])
-        return chosen
-
-    def _roles(self, job: Job, chosen: dict[str, np.ndarray], facts: JobFacts) -> dict[str, RoleData]:
-        roles = {}
-        for role, plan in job.roles.items():
-            rows = self._rows(job, plan, facts)
-            tier = self._tier(list(rows.values()), facts)
-            maps = [[rows[key] for key in entries] for entries in plan.maps()]
-            target = _visible_target(job, role)
-            roles[role] = role_data(plan.samples, target, chosen[role], maps, self.device, tier, self._seen(job, plan))
-        if facts.tier != "streamed" and self._opened and all(isinstance(rows, HeldRows) for rows in self._opened.values()):
-            facts.tier = f"{facts.tier}, straight from the pass"
-        if job.listed is not None:
-            roles[FIT] = replace(roles[FIT], listed=replace(job.listed, positions=tuple(_positions_of(job.listed, chosen[FIT]))))
-        return roles
-
-    def _rows(self, job: Job, plan: RolePlan, facts: JobFacts) -> dict[str, Rows]:
-        """What each entry of a role is read from. Streamed ones of one view come from one forward."""
-        found: dict[str, Rows] = {key: self._mapped(key) for key in plan.entries if not self.context.entries[key].streamed}
-        streams: dict[Geometry, list[Entry]] = {}
-        for entry in (self.context.entries[key] for key in plan.entries):
-            if entry.streamed:
-                streams.setdefault(entry.wanted.geometry, []).append(entry)
-        images = self.context.lists[plan.list_id]
-        kept = self.pixels.kept(plan.list_id)
-        options = self._stream_options(job)
-        for geometry, entries in streams.items():
-            facts.streamed = True
-            shapes = {entry.wanted.request: entry.row_shape for entry in entries}
-            encoder = self.encoder(job.encoder)
-            rows = encoded_rows(images, geometry, shapes, encoder, self.device, options, self.memory, kept, self._work)
-            found.update({entry.key: one for entry, one in zip(entries, rows, strict=True)})
-        return found
-
-    def _stream_options(self, job: Job) -> PassOptions:
-        """Streams of all roles encode as many images at once as a step of the job's training has."""
-        plan = job.roles.get(FIT) or job.roles[report_role(job)]
-        samples = job.task.batch_size if FIT in job.roles else job.task.test_batch_size
-        rows = samples * int(np.diff(plan.samples.row_offsets).max(initial=1))
-        return replace(self.options, batch_size=stream_batch(rows, self.options.batch_size))
-
-    def _seen(self, job: Job, plan: RolePlan) -> Callable[[np.ndarray, np.ndarray], Seen] | None:
-        """How the images of a role were seen, for tasks whose targets follow the pixels."""
-        if job.task.task.dense is None:
-            return None
-        views = tuple(self.context.entries[key].wanted.geometry for key in plan.maps()[0])
-        patch = self.context.encoders[job.encoder].spec.patch_size or 1
-        height, width = views[0].size or (0, 0)
-        images = self.context.lists[plan.list_id]
-        windows = images if isinstance(images, WindowedImages) else None
-        canvas = (-(-height // patch) * patch, -(-width // patch) * patch)
-        stored = windows.images if windows is not None else images
-        cheap = type(stored).image_size is not ImageList.image_size  # read from the file's header
-        size = (lambda row: stored.image_size(row if windows is None else windows.window_of(row)[0])) if cheap else None
-        return lambda values, offsets: Seen(views, canvas, values, offsets, windows, size)
-
-    def _held_rows(self, job: Job) -> dict[str, MappedRows | HeldRows]:
-        """The job's entries where the pass left all of them in memory; else it reads all of them from the cache."""
-        needed = {key for plan in job.roles.values() for key in plan.entries if not self.context.entries[key].streamed}
-        found = {key: rows for key in needed if self.held is not None and (rows := self.held.find(key)) is not None}
-        return dict(found) if len(found) == len(needed) else {}
-
-    def _mapped(self, key: str) -> MappedRows | HeldRows:
-        """A whole entry, read and checked against its checksums once a job, whoever of its roles asks."""
-        if key not in self._opened:
-            entry = self.context.entries[key]
-            try:
-                slices = self.cache.slices(key, entry.n_rows)
-            except DamagedSlices:
-                self._make_again(entry)
-                slices = self.cache.slices(key, entry.n_rows)
-            self._opened[key] = MappedRows(slices)
-        return self._opened[key]
-
-    def _make_again(self, entry: Entry) -> None:
-        """The slices that turned out to be damaged when a job read them: the plan took them for cached, so no pass makes them."""
-        missing = self.cache.missing_slices(entry.key, entry.n_rows)
-        for start, stop in missing:
-            report = self._pass(PassWork(entry.list_id, start, stop, (entry.wanted,)), lambda *_: None, PassReport())
-            if report.failed:
-                raise ViRBError(report.failed[entry.key])
-        self.memory.notes.append(f"features of {entry.wanted.encoder} were damaged on disk: {len(missing)} slices made again")
-
-    def _add_pass_facts(self, job: Job, facts: JobFacts) -> None:
-        """How the job's features were made: entries tell of it, whichever run made them, and streams were made just now."""
-        seconds: dict[str, float] = {}
-        batches = set[tuple[int, int]]()
-        for rows in self._opened.values():
-            for stage, value in rows.seconds.items():
-                seconds[stage] = seconds.get(stage, 0.0) + value
-            batches |= set(rows.batches)
-        streamed = self._stream_options(job).batch_size
-        for entry in (self.context.entries[key] for plan in job.roles.values() for key in plan.entries):
-            if entry.streamed and (batch := self.memory.reduced(job.encoder, entry.wanted.geometry, streamed)):
-                batches.add(batch)
-        if batches:
-            at_once, meant = min(batches)
-            facts.notes.append(
-                f"memory held {at_once} images of the {meant} that {job.encoder} was given at once: it encoded smaller batches"
-            )
-        items = sum(map(len, self._opened.values()))
-        made = [schema.Timing(stage=f"pass: {stage}", seconds=round(value, 3), items=items) for stage, value in seconds.items()]
-        facts.timings[:0] = made
-
-    def _tier(self, views: list[Rows], facts: JobFacts) -> str:
-        """The fastest place that holds the working copy."""
-        if any(isinstance(view, EncodedRows) for view in views):
-            facts.tier = "streamed"
-            return "streamed"
-        if views and all(isinstance(view, HeldRows) for view in views):  # there already: little more is needed
-            facts.tier = "device" if self.device.type == "cuda" else "host"
-            return facts.tier
-        need = sum(view.nbytes for view in views)
-        tier = working_tier(need, str(self.device), len(self.context.settings.devices))
-        if tier == "mapped" and (folder := self.context.settings.local_cache) is not None:
-            needed = {key for plan in facts.job.roles.values() for key in plan.entries}
-            in_use = needed if len(self.context.settings.devices) == 1 else None  # other workers' jobs read copies, too
-            for key, rows in self._opened.items():
-                if isinstance(rows, MappedRows) and any(view is rows for view in views):
-                    rows.move(partial(bring, key=key, place=place_of(folder, self.context.use), in_use=in_use))
-        order = ("device", "host", "mapped", "streamed")
-        facts.tier = max((facts.tier or "device", tier), key=order.index)
-        return tier
-
-    def _loaders(self, job: Job, chosen: dict[str, np.ndarray]) -> dict[str, ImageBatches]:
-        encoder = self.encoder(job.encoder)
-        return {
-            role: ImageBatches(
-                self.context.lists[plan.list_id],
-                plan.samples,
-                _visible_target(job, role),
-                chosen[role],
-                job.geometry,
-                encoder,
-                self.device,
-                self.options.loader_threads,
-                self.pixels.kept(plan.list_id),
-            )
-            for role, plan in job.roles.items()
-        }
-
     def _online(self, job: Job, chosen: np.ndarray, probe: Any, settings: Settings, context: Context) -> Outcome:
         if len(settings.configs) != 1:
             raise UserError(f"{job.label}: the probe {job.task.probe} works sample by sample and takes one training config")
@@ -492,21 +321,6 @@ class _Doer:
             context.progress("predicting", done + 1, len(chosen))
         name = next(iter(settings.configs))
         return Outcome([Run(settings.seeds[0], {name: ConfigOutcome(name, report=Predictions(values))}, name)], name, selected_on="none")
-
-
-def in_the_split(plan: RolePlan, chosen: np.ndarray) -> list[int]:
-    """Samples of a role as numbers in the whole split, also where a limit leaves some out."""
-    return chosen.tolist() if plan.limited is None else [plan.limited[i] for i in chosen.tolist()]
-
-
-def _positions_of(listed: Listed | None, chosen: np.ndarray) -> list[int]:
-    """Where the listed samples stand among those that take part."""
-    return [] if listed is None else np.flatnonzero(np.isin(chosen, listed.positions)).tolist()
-
-
-def _visible_target(job: Job, role: str) -> str | None:
-    """The target that a probe may see of this role's samples."""
-    return job.task.task.target if is_labelled(role) else None
 
 
 def _settings(job: Job) -> Settings:
@@ -525,12 +339,6 @@ def _settings(job: Job) -> Settings:
         dense=task.task.dense,
         score_size=task.score_size,
     )
-
-
-def _class_targets(targets: Any, chosen: np.ndarray) -> np.ndarray | None:
-    """Class numbers, or None for targets of any other kind."""
-    numbers = class_numbers(targets)
-    return None if numbers is None else numbers[chosen]
 
 
 def outcome_epochs(outcome: Outcome) -> int | None:
