@@ -252,7 +252,7 @@ def test_profile_stands_at_the_end_and_in_the_record(bench: Bench) -> None:
 
 def test_a_job_too_large_for_memory_reads_from_copies_on_this_machine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     from virb.features import feature_set, local_copies
-    from virb.runner import worker
+    from virb.runner import reading
 
     read: set[Path] = set()
     mapped = feature_set.MappedFile
@@ -266,7 +266,7 @@ def test_a_job_too_large_for_memory_reads_from_copies_on_this_machine(bench: Ben
     bench.run_well(out=bench.folder / "whole")
     read.clear()
     monkeypatch.setattr(local_copies.shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**12))  # whatever is free here
-    monkeypatch.setattr(worker, "working_tier", lambda *_: "mapped")
+    monkeypatch.setattr(reading, "working_tier", lambda *_: "mapped")
     here = bench.folder / "here"
     bench.run_well("--local_cache", str(here))
     assert bench.job()["tier"] == "mapped"
