@@ -14,10 +14,12 @@ import pytest
 
 from virb.cli import main
 from virb.cli.cache import parse_age
+from virb.encoders.base import Encoder
 from virb.errors import UserError
 from virb.features.cache import FeatureCache
 from virb.features.inventory import stored_entries
 from virb.features.uses import Use
+from virb.runner import recheck
 
 ENCODERS = """px: {arch: pixels, args: {side: 4}, input: {size: 16}}
 vit: {arch: vit, weights: random, args: {width: 24, depth: 1, heads: 1, patch_size: 8, img_size: 16}}
@@ -214,6 +216,21 @@ def test_verify_tells_rounding_from_other_values(call: Call, cache: FeatureCache
     assert [line.split()[0] for line in out.splitlines()].count("DIFFERS") == 2
     assert "shape (7,) is stored" in out
     assert "1 encoded again to the same bits, 1 to the same but for rounding, 2 to something else · not ok" in out
+
+
+def test_verify_goes_on_when_a_network_raises(call: Call, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = recheck.encode
+
+    def broken(encoder: Encoder, *given: object, **options: object) -> object:
+        if encoder.spec.name == "px":
+            raise ZeroDivisionError("their network")
+        return real(encoder, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recheck, "encode", broken)
+    code, out, err = call("cache", "verify", *FILES)
+    assert (code, err) == (1, "")
+    assert out.count("it cannot be made again: px: ZeroDivisionError: their network") == 2
+    assert "2 encoded again to the same bits, 2 to something else · not ok" in out
 
 
 def test_verify_looks_at_parts_and_at_images_that_are_gone(call: Call, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from virb.data.loader import load_batches
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.encoders.load import load_encoder
-from virb.errors import ViRBError
+from virb.errors import ViRBError, describe
 from virb.features.cache import FeatureCache, as_stored, slice_bounds
 from virb.features.decoded import DecodedImages
 from virb.features.feature_set import MappedRows
@@ -77,6 +77,8 @@ def _encode_again(cache: FeatureCache, entries: Sequence[StoredEntry], draft: Dr
             yield _compare(cache, entry, draft, encoder, device, n_rows)
         except ViRBError as error:
             yield Finding(entry, "differs", f"it cannot be made again: {error}")
+        except Exception as error:  # noqa: BLE001 - a user's network may raise anything; the other entries are looked at
+            yield Finding(entry, "differs", f"it cannot be made again: {name}: {describe(error)}")
 
 
 def _compare(cache: FeatureCache, entry: StoredEntry, draft: Draft, encoder: Encoder, device: torch.device, n_rows: int) -> Finding:
