@@ -177,7 +177,7 @@ def arithmetic(config: DenseConfig, maps: Sequence[SampleFeatures], n_classes: i
 def table(quick: bool = False) -> Table:
     """On a CPU with one thread, as workers compute."""
     with threads(1):
-        return _table(quick, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return _table(quick, torch.device("cuda:0" if torch.cuda.is_available() else "cpu"))
 
 
 def _table(quick: bool, device: torch.device) -> Table:

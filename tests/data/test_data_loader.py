@@ -135,7 +135,7 @@ class FakeCuda:
 
     def __init__(self, monkeypatch):
         self.log = []
-        monkeypatch.setattr(loader.torch.cuda, "Stream", lambda device: "side")
+        monkeypatch.setattr(loader, "side_stream", lambda device, purpose: "side")
         monkeypatch.setattr(loader.torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(loader.torch.cuda, "current_stream", lambda device: self)
         monkeypatch.setattr(loader.torch.cuda, "Event", lambda **_: self.Event(self))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from virb.features import ahead
+from virb.features import ahead, feature_set
 from virb.features.ahead import MappedFile, read_ahead
 from virb.features.cache import FeatureCache, slice_bounds
 from virb.features.feature_set import MappedRows, SampleFeatures
+from virb.probes import split as split_module
 from virb.probes.split import Split
 
 CPU = torch.device("cpu")
@@ -44,6 +47,21 @@ def test_order_and_distance() -> None:
     assert list(read_ahead(double, [], CPU)) == []
 
 
+def test_several_threads_read_at_once_and_in_order() -> None:
+    """Two reads that wait for each other come to an end, and what is in memory is bounded as with one."""
+    both, most = threading.Barrier(2, timeout=30), 0
+
+    def read(chunk: torch.Tensor) -> torch.Tensor:
+        both.wait()
+        return chunk * 2
+
+    for number, (chunk, values) in enumerate(read_ahead(read, torch.arange(40).split(4), CPU, depth=2, threads=2)):
+        assert torch.equal(values, chunk * 2)
+        assert int(chunk[0]) == 4 * number
+        most = max(most, len(threads()))
+    assert (number, most, threads()) == (9, 2, [])
+
+
 def test_no_thread_is_left_after_an_error_or_an_early_end() -> None:
     def broken(chunk: torch.Tensor) -> torch.Tensor:
         if int(chunk[0]) == 8:
@@ -66,8 +84,8 @@ class FakeCuda:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[tuple[str, int]] = []
-        for name, value in (("Stream", lambda device: "side"), ("stream", lambda stream: nullcontext())):
-            monkeypatch.setattr(ahead.torch.cuda, name, value)
+        monkeypatch.setattr(ahead, "side_stream", lambda device, purpose: "side")
+        monkeypatch.setattr(ahead.torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(ahead.torch.cuda, "current_stream", lambda device: self)
         monkeypatch.setattr(ahead.torch.cuda, "Event", lambda: self.Event(self))
 
@@ -157,7 +175,8 @@ def test_small_batches_are_read_together_and_lie_as_if_alone(tmp_path: Path, mon
     monkeypatch.setattr(rows, "read", lambda wanted: (reads.append(len(wanted)), read(wanted))[1])
     features = SampleFeatures([rows], np.arange(2000), np.arange(2001), CPU, "mapped")
     split = Split("fit", ((features, torch.arange(2000)),), None)
-    monkeypatch.setattr("virb.probes.split._READ_BYTES", 100 * 5 * 4)  # 100 rows
+    monkeypatch.setattr(split_module, "_READ_BYTES", 100 * 5 * 4)  # 100 rows
+    monkeypatch.setitem(split_module._MOST_READ, "cpu", 100 * 5 * 4)
     chunks = torch.randperm(2000).split(30)
     for number, (positions, x) in enumerate(split.batches(chunks)):
         assert torch.equal(positions, chunks[number])
@@ -167,3 +186,46 @@ def test_small_batches_are_read_together_and_lie_as_if_alone(tmp_path: Path, mon
     assert reads == [90] * 22 + [20]
     assert len(list(split.batches(torch.arange(2000).split(500)))) == 4  # each longer than a read should be
     assert reads[23:] == [500] * 4
+
+
+def test_several_threads_read_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each makes room for its maps while the other opens one."""
+    values = np.random.default_rng(3).normal(size=(2000, 5)).astype(np.float16)
+    cache = FeatureCache(tmp_path)
+    for start, stop in slice_bounds(len(values)):
+        cache.write_slice("key", start, values[start:stop].astype(np.float32), {})
+    rows = MappedRows(cache.slices("key", len(values)))
+    monkeypatch.setattr(feature_set, "_MOST_MAPS", 1)
+
+    class Slow(OrderedDict[int, MappedFile]):
+        def __setitem__(self, index: int, file: MappedFile) -> None:
+            super().__setitem__(index, file)
+            time.sleep(0.001)
+
+    rows._maps = Slow()
+    order = torch.from_numpy(np.random.default_rng(4).permutation(2000))
+    for chunk, read in read_ahead(lambda chunk: rows.read(chunk.numpy()), order.split(50), CPU, depth=4, threads=4):
+        np.testing.assert_array_equal(read.numpy(), values[chunk.numpy()])
+
+
+@pytest.mark.parametrize(("rows", "reads"), [(48, [10] * 4 + [8]), (320, [20] * 16), (1000, [40] * 25)])
+def test_beside_a_gpu_reads_grow_with_the_entry(monkeypatch: pytest.MonkeyPatch, rows: int, reads: list[int]) -> None:
+    """16 of an epoch where they are neither shorter than 10 rows nor longer than 40, by two threads."""
+    monkeypatch.setattr(split_module, "_READ_BYTES", 10 * 5 * 4)
+    monkeypatch.setitem(split_module._MOST_READ, "cuda", 40 * 5 * 4)
+    found: list[int] = []
+
+    def looking(read: Any, groups: Any, device: torch.device, threads: int) -> Any:
+        assert (device.type, threads) == ("cuda", 2)
+        for group in groups:
+            found.append(sum(map(len, group)))
+            yield group, read(group)
+
+    monkeypatch.setattr(split_module, "read_ahead", looking)
+    values = torch.randn(rows, 5)
+    features = SimpleNamespace(shape=(5,), reads_ahead=True, device=torch.device("cuda:0"), gather=lambda samples: values[samples])
+    split = Split("fit", ((features, torch.arange(rows)),), None)
+    batches = list(split.batches(torch.arange(rows).split(2)))
+    assert torch.equal(torch.cat([positions for positions, _ in batches]), torch.arange(rows))
+    assert torch.equal(torch.cat([x for _, x in batches]), values)
+    assert found == reads

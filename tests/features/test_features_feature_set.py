@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from virb.features import cache as cache_module
+from virb.features import feature_set
 from virb.features.cache import FeatureCache, slice_bounds
 from virb.features.feature_set import EncodedRows, MappedRows, SampleFeatures
 
@@ -127,9 +128,40 @@ def test_tiers_agree_where_a_slice_overflows(cache):
         assert np.array_equal(features.gather(np.array([7, 3, 6])).numpy(), expected)
 
 
+def test_a_device_without_a_number_gathers_on_the_device(cache, monkeypatch):
+    """``cuda`` is not equal to the ``cuda:0`` where its tensors lie: such a copy must not be gathered into page-locked memory."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    features = SampleFeatures([rows_of(cache, "mapped", values_of(0), "key")], np.arange(4), np.arange(5), torch.device("cuda"), "mapped")
+    assert features.device == torch.device("cuda:0")
+    rows = torch.tensor([2, 0])
+
+    class Copy:
+        device = torch.device("cuda:0")
+
+        def __getitem__(self, wanted):
+            assert wanted is rows
+            return SimpleNamespace(to=lambda device: "gathered there")
+
+    for device in ("cuda", "cuda:0"):
+        features.device = torch.device(device)
+        assert features._sent(Copy(), rows) == "gathered there"
+
+
+def test_the_copies_of_a_role_lie_on_its_tier(cache, monkeypatch):
+    """On the host in ordinary memory at once, on a device piece by piece (test_features_copies.py)."""
+    asked = []
+    monkeypatch.setattr(feature_set, "copied", lambda read, rows, shape, place: asked.append((rows.tolist(), shape, place)) or read(rows))
+    source = rows_of(cache, "mapped", values_of(0), "key")
+    for tier, place in (("host", "cpu"), ("device", "cuda:0")):
+        SampleFeatures([source, source], np.array([20, 3, 20, 7]), np.arange(5), torch.device("cuda:0"), tier)
+        assert asked == [([3, 7, 20], (3, 2), torch.device(place))] * 2
+        asked.clear()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("tier", TIERS)
-def test_on_cuda(cache, tier):
+def test_on_cuda(cache, tier, monkeypatch):
+    monkeypatch.setattr("virb.features.copies._PIECE_BYTES", 5 * 6 * 4)  # 5 rows
     cuda = torch.device("cuda")
     values = values_of(0)
     picks = np.random.default_rng(9).integers(0, N_ROWS, (11, 3))

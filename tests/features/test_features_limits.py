@@ -37,6 +37,10 @@ def test_where_features_of_a_size_are_read_from(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 1000) if str(device) == "cuda:1" else None)
     assert [working_tier(need, "cuda:1", 1) for need in (29, 30, 50)] == ["device", "host", "mapped"]
     assert working_tier(29, "cuda:1", 1, taken=10) == "host"
+    # What the job before left to torch's allocator is free as well.
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 if str(device) == "cuda:1" else 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10 if str(device) == "cuda:1" else 0)
+    assert [working_tier(need, "cuda:1", 1) for need in (49, 50)] == ["device", "mapped"]
 
 
 def test_weights_are_float32():

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from virb.config import GradientConfig, SchedulerConfig
+from virb.data import loader
+from virb.data.loader import LoadedBatch
+from virb.features import ahead
 from virb.metrics.base import Metric, find_metric
 from virb.probes import stacks, steps, tally
 from virb.probes.grid import Recipe, Trained, train_grid
@@ -314,6 +320,20 @@ def test_a_group_is_stepped_only_after_its_epoch_was_planned() -> None:
     group = Group(HeadShape(12, 4), ["sgd"], CONFIGS, find_loss("cross_entropy"), ("top1",), 0, CPU)
     with pytest.raises(RuntimeError, match="plan_epoch"):
         group.train_step(*batches(1)[0])
+
+
+def test_steps_are_captured_on_a_stream_of_their_own(monkeypatch):
+    """What a thread that reads ahead enqueued on the same stream meanwhile would be captured, too."""
+    for module in (steps, ahead, loader):
+        monkeypatch.setattr(module, "side_stream", lambda device, purpose: purpose)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: asked.append(stream) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: SimpleNamespace(record=lambda stream: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(wait_event=lambda event: None))
+    list(ahead.read_ahead(lambda chunk: {}, [0], torch.device("cuda:0")))
+    list(loader.on_device(iter([LoadedBatch(np.zeros(1), {})]), torch.device("cuda:0")))
+    assert len(set(asked)) == 2
+    assert steps.CudaGraphs(torch.device("cuda:0"))._stream not in asked
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

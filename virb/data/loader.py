@@ -22,6 +22,7 @@ from PIL.Image import Image
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
 from virb.errors import BadImage, UnreadImage
+from virb.functional.cuda import side_stream
 
 _BATCHES_AHEAD = 2
 Pixels = torch.Tensor | list[torch.Tensor]
@@ -187,7 +188,7 @@ def on_device(batches: Iterator[LoadedBatch], device: torch.device) -> Iterator[
     if device.type != "cuda":
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
+    stream = side_stream(device, "pixels")
     held: tuple[LoadedBatch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):

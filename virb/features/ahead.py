@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from virb.functional.cuda import side_stream
+
 _AHEAD = 2  # batches: one in use, one ready, one being read
 
 
@@ -33,11 +35,12 @@ def expecting(reads: Iterable[tuple[Any, Sequence[Any]]]) -> Iterator[None]:
 
 
 def read_ahead(
-    read: Callable[[Chunk], Values], chunks: Iterable[Chunk], device: torch.device, depth: int = _AHEAD
+    read: Callable[[Chunk], Values], chunks: Iterable[Chunk], device: torch.device, depth: int = _AHEAD, threads: int = 1
 ) -> Generator[tuple[Chunk, Values], None, None]:
-    """Each chunk with ``read(chunk)``, in order, read by one thread at most ``depth`` chunks ahead; on a GPU on a stream of its own, which
-    the current stream waits for. ``read`` should leave the interpreter to others. No thread is left when the iterator ends or is closed."""
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    """Each chunk with ``read(chunk)``, in order, read by ``threads`` threads at most ``depth`` chunks ahead; on a GPU on a stream of their
+    own, which the current stream waits for. ``read`` should leave the interpreter to others. No thread is left when the iterator ends or is
+    closed."""
+    side = side_stream(device, "reading ahead") if device.type == "cuda" else None
 
     def fetch(chunk: Chunk) -> tuple[Values, Any]:
         if side is None:
@@ -58,7 +61,7 @@ def read_ahead(
         return chunk, values
 
     waiting: deque[tuple[Chunk, Future[tuple[Values, Any]]]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="virb-read")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="virb-read")
     try:
         for chunk in chunks:
             waiting.append((chunk, pool.submit(fetch, chunk)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import torch
 
 from virb.features.ahead import MappedFile
 from virb.features.cache import Slice
+from virb.features.copies import copied
+from virb.features.held import HeldRows
+from virb.functional.cuda import numbered
 
 _MOST_MAPS = 16_384  # a system gives a process 65,530
 _MANY_ROWS = 4  # of each slice: more are taken together
@@ -38,13 +42,14 @@ class Rows(Protocol):
 
 
 class MappedRows:
-    """Rows of a complete cache entry, memory-mapped slice by slice."""
+    """Rows of a complete cache entry, memory-mapped slice by slice. Several threads may read."""
 
     def __init__(self, slices: Sequence[Slice]) -> None:
         self._starts = np.array([s.start for s in slices])
         self._length = slices[-1].stop if slices else 0
         self._slices = slices
         self._maps: OrderedDict[int, MappedFile] = OrderedDict()
+        self._lock = threading.Lock()  # of the maps
         shapes = {shape for s in slices for shape in s.shapes}
         self.shape: tuple[int, ...] | None = next(iter(shapes)) if len(shapes) == 1 else None
         self.bad = {row: reason for s in slices for row, reason in s.bad.items()}
@@ -72,13 +77,14 @@ class MappedRows:
 
     def _map(self, index: int) -> MappedFile:
         """The values of a slice."""
-        if index not in self._maps:
-            piece = self._slices[index]
-            self._maps[index] = MappedFile(piece.path, piece.dtype)
-            if len(self._maps) > _MOST_MAPS:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(index)
-        return self._maps[index]
+        with self._lock:
+            if index not in self._maps:
+                piece = self._slices[index]
+                self._maps[index] = MappedFile(piece.path, piece.dtype)
+                if len(self._maps) > _MOST_MAPS:
+                    self._maps.popitem(last=False)
+            self._maps.move_to_end(index)
+            return self._maps[index]
 
     def read(self, rows: np.ndarray) -> torch.Tensor:
         if self.shape is None:
@@ -159,7 +165,7 @@ class SampleFeatures:
     """
 
     def __init__(self, views: Sequence[Rows], row_values: np.ndarray, row_offsets: np.ndarray, device: torch.device, tier: str) -> None:
-        self.device, self.tier = device, tier
+        self.device, self.tier = numbered(device), tier
         counts = np.diff(row_offsets)
         self._values, self._offsets = row_values, row_offsets
         self._fixed = row_values.reshape(len(counts), -1) if len(counts) and (counts == counts[0]).all() else None
@@ -175,17 +181,15 @@ class SampleFeatures:
             self._keep_copies()
 
     def _keep_copies(self) -> None:
-        """Only the rows these samples use are copied, once, in storage precision."""
-        used, inverse = np.unique(self._values, return_inverse=True)
-        self._copies = []
-        for view in self._views:
-            rows = view.read(used)
-            if self.tier == "device":
-                rows = rows.to(self.device)
-            elif self.device.type == "cuda":
-                rows = rows.pin_memory()
-            self._copies.append(rows)
-        index = torch.from_numpy(np.ascontiguousarray(inverse.reshape(-1)))
+        """Only the rows these samples use are copied, once, in storage precision; entries that are held there already are not."""
+        place = self.device if self.tier == "device" else torch.device("cpu")
+        held = [view.values for view in self._views if isinstance(view, HeldRows) and view.values.device == place]
+        if len(held) == len(self._views):
+            self._copies, places = held, np.array(self._values, dtype=np.int64)
+        else:
+            used, places = np.unique(self._values, return_inverse=True)
+            self._copies = [copied(view.read, used, view.shape or (), place) for view in self._views]
+        index = torch.from_numpy(np.ascontiguousarray(places.reshape(-1)))
         if self._fixed is not None:
             self._index = index.reshape(self._fixed.shape).to(self._copies[0].device)
         self._inverse = index
@@ -248,7 +252,7 @@ class SampleFeatures:
         return self._sent(copy, self._inverse[torch.from_numpy(places)].to(copy.device)).float()
 
     def _sent(self, copy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if copy.device == self.device or not self._pins:
+        if copy.device.type != "cpu" or not self._pins:
             return copy[rows].to(self.device)
         pinned = torch.empty((len(rows), *copy.shape[1:]), dtype=copy.dtype, pin_memory=True)  # kept by torch until it has been copied
         return torch.index_select(copy, 0, rows, out=pinned).to(self.device, non_blocking=True)

@@ -15,51 +15,51 @@ import torch
 
 from virb.features.cache import SliceFacts, slice_bounds
 from virb.features.limits import free_memory
+from virb.functional.cuda import free_device_memory
 
 _SHARE = {"cpu": 0.1, "cuda": 0.2}  # of the memory that is free when the first slice comes
 _MOST_ON_HOST = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class _Piece:
-    rows: torch.Tensor
+class _About:
+    """A slice."""
+
     bad: Mapping[int, str]
     facts: SliceFacts
 
 
 class HeldRows:
-    """Rows of a whole entry in memory (``virb.features.feature_set.Rows``), which tell of it what ``MappedRows`` tell."""
+    """Rows of a whole entry in memory (``virb.features.feature_set.Rows``), which tell of it what ``MappedRows`` tell. ``values``: all of
+    them, in order, to which nobody writes."""
 
-    def __init__(self, pieces: Sequence[_Piece]) -> None:
-        self._values = torch.cat([piece.rows for piece in pieces]) if len(pieces) > 1 else pieces[0].rows
-        self.shape: tuple[int, ...] | None = tuple(self._values.shape[1:])
-        self.nbytes = self._values.nbytes
-        self.bad = {row: reason for piece in pieces for row, reason in piece.bad.items()}
-        self.batches = [piece.facts.batch for piece in pieces if piece.facts.batch is not None]
+    def __init__(self, values: torch.Tensor, slices: Sequence[_About]) -> None:
+        self.values = values
+        self.shape: tuple[int, ...] | None = tuple(values.shape[1:])
+        self.nbytes = values.nbytes
+        self.bad = {row: reason for piece in slices for row, reason in piece.bad.items()}
+        self.batches = [piece.facts.batch for piece in slices if piece.facts.batch is not None]
         self.seconds: dict[str, float] = {}
-        for piece in pieces:
+        for piece in slices:
             for stage, value in piece.facts.seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + value
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.values)
 
     def read(self, rows: np.ndarray) -> torch.Tensor:
-        """All rows in order are not copied: nobody writes to features."""
-        rows = np.asarray(rows)
-        if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
-            return self._values
-        return self._values[torch.from_numpy(np.ascontiguousarray(rows)).to(self._values.device)]
+        return self.values[torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).to(self.values.device)]
 
     def read_one(self, row: int) -> torch.Tensor:
-        return self._values[row]
+        return self.values[row]
 
 
 @dataclass
 class _Entry:
     n_rows: int
     nbytes: int
-    pieces: dict[int, _Piece] = field(default_factory=dict)
+    values: torch.Tensor | None = None  # of all rows, from the first slice on: joining the slices takes no memory
+    slices: dict[int, _About] = field(default_factory=dict)  # those that came, by their first row
     whole: HeldRows | None = None
     used: bool = False
 
@@ -77,16 +77,22 @@ class HeldEntries:
         """``rows``: (n, *shape) as the cache stores them, from row ``start`` of an entry of ``n_rows``."""
         if key in self._refused:
             return
-        if key not in self._entries and not self._admit(key, n_rows, rows.nbytes // max(len(rows), 1) * n_rows):
-            self._refused.add(key)
+        if key not in self._entries and (start or not self._admit(key, n_rows, rows.nbytes // max(len(rows), 1) * n_rows)):
+            self._refused.add(key)  # slices come in order: one that begins later was cached before, and will not be whole
             return
         entry = self._entries[key]
+        if entry.whole is not None:
+            return
         try:
-            values = torch.from_numpy(np.ascontiguousarray(rows)).to(self._device)
+            fits = self._put(entry, start, torch.from_numpy(np.ascontiguousarray(rows)))
         except torch.OutOfMemoryError:
             self.clear()
             return
-        entry.pieces[start] = _Piece(values, dict(bad), facts)
+        if not fits:
+            self._refused.add(key)
+            del self._entries[key]
+            return
+        entry.slices[start] = _About(dict(bad), facts)
 
     def find(self, key: str) -> HeldRows | None:
         """A whole entry, None when a part of it is not here."""
@@ -95,11 +101,9 @@ class HeldEntries:
             return None
         if entry.whole is None:
             starts = [start for start, _ in slice_bounds(entry.n_rows)]
-            shapes = {piece.rows.shape[1:] for piece in entry.pieces.values()}
-            if sorted(entry.pieces) != starts or len(shapes) != 1:
+            if entry.values is None or sorted(entry.slices) != starts:
                 return None
-            entry.whole = HeldRows([entry.pieces[start] for start in starts])
-            entry.pieces.clear()
+            entry.whole = HeldRows(entry.values, [entry.slices[start] for start in starts])
         entry.used = True
         self._entries.move_to_end(key)
         return entry.whole
@@ -111,16 +115,34 @@ class HeldEntries:
         self._entries.clear()
         return there
 
+    def _put(self, entry: _Entry, start: int, rows: torch.Tensor) -> bool:
+        """Whether the rows of a slice are in their place: they are not where they have another shape, or need a room that is not there."""
+        if entry.values is None:
+            entry.values = torch.empty((entry.n_rows, *rows.shape[1:]), dtype=rows.dtype, device=self._device)
+        if rows.shape[1:] != entry.values.shape[1:]:
+            return False
+        kind = torch.promote_types(entry.values.dtype, rows.dtype)
+        if kind != entry.values.dtype:  # the first slice of the entry that is kept in float32
+            more = entry.values.nbytes * (kind.itemsize - entry.values.itemsize) // entry.values.itemsize
+            if not self._has_room(more):
+                return False
+            entry.values, entry.nbytes = entry.values.to(kind), entry.nbytes + more
+        entry.values[start : start + len(rows)].copy_(rows)
+        return True
+
+    def _has_room(self, nbytes: int) -> bool:
+        return self._budget is not None and sum(entry.nbytes for entry in self._entries.values()) + nbytes <= self._budget
+
     def _admit(self, key: str, n_rows: int, nbytes: int) -> bool:
         if self._budget is None:
             self._budget = _budget(self._device)
         if nbytes > self._budget:
             return False
         for other in [name for name, entry in self._entries.items() if entry.used]:
-            if sum(entry.nbytes for entry in self._entries.values()) + nbytes <= self._budget:
+            if self._has_room(nbytes):
                 break
             del self._entries[other]
-        if sum(entry.nbytes for entry in self._entries.values()) + nbytes > self._budget:
+        if not self._has_room(nbytes):
             return False
         self._entries[key] = _Entry(n_rows, nbytes)
         return True
@@ -128,5 +150,5 @@ class HeldEntries:
 
 def _budget(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(_SHARE["cuda"] * torch.cuda.mem_get_info(device)[0])
+        return int(_SHARE["cuda"] * free_device_memory(device))
     return min(_MOST_ON_HOST, int(_SHARE["cpu"] * free_memory()))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from virb.encoders.base import EncoderSpec
+from virb.functional.cuda import free_device_memory
 
 ENCODER_BYTES = {"cpu": 4e9, "cuda": 2e10}  # of weights held at once, by all workers of the host or on one GPU
 
@@ -29,7 +30,8 @@ def slice_limit(devices: Sequence[str]) -> float:
 
 def working_tier(nbytes: float, device: str, workers: int, taken: float = 0.0) -> str:
     """Where the features of one role of a job are read from: the fastest of ``device``, ``host`` and ``mapped`` (the cache on disk) that
-    has room for them. ``taken``: bytes that what is planned before will have taken by then."""
+    has room for them. ``taken``: bytes that what is planned before will have taken by then. A device needs no room on the host: features
+    go there piece by piece."""
     if device.startswith("cuda") and nbytes < 0.5 * (_free_device_memory(device) - taken):
         return "device"
     return "host" if nbytes < 0.5 * (free_memory() - taken) / workers else "mapped"
@@ -51,7 +53,7 @@ def free_memory() -> int:
 
 
 def _free_device_memory(name: str) -> float:
-    return torch.cuda.mem_get_info(torch.device(name))[0] if torch.cuda.is_available() else float("inf")
+    return free_device_memory(torch.device(name)) if torch.cuda.is_available() else float("inf")
 
 
 def _device_memory(name: str) -> float:

@@ -20,6 +20,10 @@ from virb.probes.base import Features, RoleData
 _CPU = torch.device("cpu")
 _CHECK_ROWS = 4096  # samples read at once when features are checked
 _READ_BYTES = 16 << 20  # of float32, read at once: three of these are in memory
+# Each read of a big entry visits all its slices, in Python: beside a GPU, whose steps are fast, reads are fewer and two threads share them.
+_MOST_READ = {"cpu": _READ_BYTES, "cuda": 128 << 20}
+_READERS = {"cpu": 1, "cuda": 2}
+_READS = 16  # an epoch has at least, or steps would wait for a good part of it
 _ALIGNED = 64  # bytes: where torch lets a tensor begin
 
 
@@ -69,8 +73,10 @@ class Split:
     def _ahead(self, chunks: Iterable[Tensor], device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Several chunks are one read: a file is visited once for all of them, in its own order."""
         width = 4 * math.prod(self.parts[0][0].shape or ())
-        groups = _grouped(chunks, _READ_BYTES // max(width, 1))
-        with closing(read_ahead(lambda group: self.features(torch.cat(group)), groups, device)) as reads:
+        most = max(_READ_BYTES, min(_MOST_READ[device.type], len(self) * width // _READS))
+        groups = _grouped(chunks, most // max(width, 1))
+        reads = read_ahead(lambda group: self.features(torch.cat(group)), groups, device, threads=_READERS[device.type])
+        with closing(reads):
             for group, values in reads:
                 for positions, here in zip(group, values.split([len(positions) for positions in group]), strict=True):
                     # Products may round otherwise where a tensor begins elsewhere: chunks lie in memory as if each were read alone.

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from virb.functional.cuda import side_stream
 from virb.functional.products import one_thread
 from virb.probes.stacks import Group
 from virb.probes.standard import Standard
@@ -131,7 +132,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = side_stream(device, "capture")  # nobody else's: what others enqueue there would be captured, too
 
     def warm_up(self, call: Callable[[], None]) -> None:
         current = torch.cuda.current_stream(self._device)

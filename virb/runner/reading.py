@@ -167,7 +167,7 @@ class JobReader:
         if any(isinstance(view, EncodedRows) for view in views):
             self.facts.tier = "streamed"
             return "streamed"
-        if views and all(isinstance(view, HeldRows) for view in views):  # there already: little more is needed
+        if views and all(isinstance(view, HeldRows) for view in views):  # there already, and read from there
             self.facts.tier = "device" if self.sources.device.type == "cuda" else "host"
             return self.facts.tier
         need = sum(view.nbytes for view in views)
