@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def compile() -> None:
     assert not set(keys()) & set(keys("--compile"))
 
 
+def decoder() -> None:
+    if find_spec("simplejpeg") is None:
+        with pytest.raises(ConfigError, match=r"fast needs simplejpeg: pip install 'virb\[fast\]'"):
+            plan(*FILES, "--decoder", "fast")
+        return
+    assert not set(keys()) & set(keys("--decoder", "fast"))
+    assert keys() == keys("--decoder", "pillow")
+
+
 def seed() -> None:
     before, after = plan(*FILES), plan(*FILES, "--seed", "3")
     assert {job.task.seeds for job in after.jobs} == {(3,)}
@@ -197,7 +207,7 @@ def dry_run() -> None:
 RUN: dict[str, Callable[[], None]] = {
     case.__name__: case
     for case in (
-        *(experiment_list, task_configs, name, encoder_weights, suffix, only, tasks, protocol, input_size, precision, compile),
+        *(experiment_list, task_configs, name, encoder_weights, suffix, only, tasks, protocol, input_size, precision, compile, decoder),
         *(seed, out, data_root),
         *(devices, num_workers, cache_dir, local_cache, cache_budget, no_cache, keep_heads, force, profile, debug, dry_run),
     )

@@ -116,7 +116,7 @@ def _as_list(images: np.ndarray) -> ArrayImages:
 
 
 OPTIONS = frozenset(
-    "seed protocol input_size compile force no_cache cache_dir local_cache cache_budget data_root num_workers keep_heads".split()
+    "seed protocol input_size compile decoder force no_cache cache_dir local_cache cache_budget data_root num_workers keep_heads".split()
 )
 
 
@@ -135,9 +135,9 @@ def run(
     ``experiments``: names to encoders (anything ``load_encoder`` takes, networks included; a glob is one encoder per file), or an
     experiment-list file.
     ``tasks``: task ids, a mapping of labels to the keys of a task config, or a task-config file. ``options`` are those of the command
-    line (``seed``, ``protocol``, ``input_size``, ``compile``, ``force``, ``no_cache``, ``cache_dir``, ``local_cache``, ``cache_budget``,
-    ``data_root``, ``num_workers``, ``keep_heads``). Every mistake in what is given is in one ConfigError, and nothing is run.
-    Networks from memory run in this process on CPUs; on several GPUs their class must be importable.
+    line (``seed``, ``protocol``, ``input_size``, ``compile``, ``decoder``, ``force``, ``no_cache``, ``cache_dir``, ``local_cache``,
+    ``cache_budget``, ``data_root``, ``num_workers``, ``keep_heads``). Every mistake in what is given is in one ConfigError, and
+    nothing is run. Networks from memory run in this process on CPUs; on several GPUs their class must be importable.
     """
     from rich.console import Console
 

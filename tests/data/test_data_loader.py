@@ -187,3 +187,15 @@ def test_batches_are_one_block_that_threads_wrote_into():
     for batch in load_batches(Listed(7, bad=[3, 5]), range(7), [SQUASH, VIEW], 4, 3, on_bad_image="skip"):
         assert batch.pixels[SQUASH].is_contiguous()
         assert list(batch.bad) == sorted(batch.bad)
+
+
+def test_one_load_has_one_decoder():
+    with pytest.raises(ValueError, match="one decoder"):
+        next(load_batches(Listed(2), range(2), [SQUASH, Geometry((6, 6), "squash", decoder="fast")], 2))
+
+
+def test_lists_without_files_are_resized_by_the_decoder_all_the_same():
+    fast = Geometry((6, 6), "squash", decoder="fast")
+    (batch,) = load_batches(Listed(5), range(5), [fast], 5)
+    for row in range(5):
+        assert torch.equal(batch.pixels[fast][row], fast.apply(Listed(5).read(row), row))

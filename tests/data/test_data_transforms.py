@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -173,3 +174,69 @@ def test_equal_pixels_have_equal_keys():
 def test_impossible_geometries_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         Geometry(**arguments)
+
+
+def photo(height, width):
+    """Smooth with edges and noise, in all of 0..255."""
+    random = np.random.default_rng(height + width)
+    coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    values = np.asarray(coarse).astype(int) + random.integers(-20, 21, (height, width, 3))
+    values[height // 3 : height // 2, width // 4 : width // 2] = [255, 0, 255]
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+FAST = [
+    *(Geometry((96, 128), resize, crop_pct=pct, interpolation=mode) for mode in ("bilinear", "bicubic")
+      for resize, pct in (("squash", 1.0), ("shorter", 0.875), ("shorter", 1.0))),
+    *(Geometry((96, 96), view=View(n), interpolation="bicubic") for n in range(4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (96, 128), (40, 61), (1200, 1800), (90, 800), (3, 2), (1, 1)])
+def test_fast_resizing_differs_from_pillows_by_rounding(shape):
+    """At most two levels, hardly anywhere; and in nothing that has a place: a shift by a hundredth of a pixel would be more."""
+    image, share = photo(*shape), []
+    for geometry in FAST:
+        expected = geometry.apply(image, 3).numpy().astype(int)
+        fast = dataclasses.replace(geometry, decoder="fast")
+        found = fast.apply(image, 3)
+        assert (found.dtype, tuple(found.shape)) == (torch.uint8, expected.shape)
+        difference = np.abs(found.numpy().astype(int) - expected)
+        assert difference.max() <= 2
+        share.append((difference > 0).mean())
+        out = np.zeros(expected.shape, dtype=np.uint8)
+        for given in (image, np.asarray(image).copy()):  # as Pillow decodes it, and as the fast decoder does
+            fast.write(given, 3, out)
+            np.testing.assert_array_equal(out, found.numpy())
+            out[:] = 0
+    assert np.mean(share) < 0.01
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry(None, "none", "none"),
+        Geometry((60, 80), "none"),
+        Geometry((60, 80), "squash", interpolation="nearest"),
+        Geometry((60, 80), view=View(1, "scale-crop-flip")),
+        Geometry((60, 80), view=View(1, "scale-crop-flip-colour")),
+    ],
+    ids=str,
+)
+def test_what_torch_does_not_resize_is_bit_for_bit_pillows(geometry):
+    image = photo(70, 90)
+    found = dataclasses.replace(geometry, decoder="fast").apply(np.asarray(image), 3)
+    assert torch.equal(found, geometry.apply(image, 3))
+
+
+def test_the_decoder_is_in_the_record_and_pillow_is_as_ever():
+    """Features and decoded images of before are found: the record that their key hashes is the same."""
+    assert Geometry((32, 32), view=View(2)).record() == {
+        "size": [32, 32], "resize": "squash", "crop": "none", "crop_pct": 1.0, "interpolation": "bilinear",
+        "view": {"number": 2, "augment": "crop-flip", "seed": 0}, "decoder": "pillow",
+    }  # fmt: skip
+    fast = Geometry((32, 32), decoder="fast")
+    assert fast.record() == {**Geometry((32, 32)).record(), "decoder": "fast"}
+    assert fast != Geometry((32, 32))
+    with pytest.raises(UserError, match="decoder is 'faster'; expected one of pillow, fast"):
+        Geometry((32, 32), decoder="faster")

@@ -249,6 +249,7 @@ def _what_decides(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--input_size", metavar="PIXELS", help="for all encoders and tasks, before anything else that says a size")
     how.add_argument("--precision", metavar="TYPE", default="auto", help="auto (fp32 on CPUs, bf16 on GPUs), fp32, bf16 or fp16")
     how.add_argument("--compile", action="store_true", help="encoders by torch.compile; an encoder that cannot be compiled fails")
+    how.add_argument("--decoder", metavar="NAME", default="pillow", help="pillow, or fast: pixels differ in rounding (default: pillow)")
     how.add_argument("--seed", metavar="N", default=0, help="of heads, order, augmentation and random encoders (default: 0)")
 
 

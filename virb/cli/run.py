@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
         summary = execute(plan, console, texts, lease, use)
     if summary.profile and not options.profile and (bound := bound_line(summary.profile)):
         say(f"encoding was {bound}", console)
+    if summary.refused:
+        say(f"{summary.refused:,} of {summary.decoded:,} images were decoded by Pillow: no JPEG, or one that simplejpeg refuses", console)
     _print_results(console, plan)
     if options.profile and summary.profile:
         say(console=console)

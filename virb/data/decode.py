@@ -1,5 +1,8 @@
-"""An image file -> an upright PIL image in 8-bit RGB. Pillow is the reference decoder, and the only one: benchmarks/decode.py compares it
-with others that give the same pixels, and none is faster by enough to be a second way for an image to be read.
+"""An image file -> an upright image in 8-bit RGB, by one of ``DECODERS``. Pillow is the reference and the default.
+
+``fast`` (``--decoder fast``) has simplejpeg decode JPEG files: the same library and settings, and the same pixels (tested), without
+Pillow's own form of an image in between, since ``fast`` also resizes in another way (``virb.data.transforms``). Pillow still reads the
+header, and decodes what is no JPEG or is refused by simplejpeg; these are counted (``REFUSED``).
 
 What happens to what is not plain RGB:
 
@@ -18,9 +21,10 @@ import errno
 import io
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -39,6 +43,18 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# The same of arrays (height, width, channel).
+_UPRIGHT_ARRAY: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, 3),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
+Pixels = Image.Image | np.ndarray  # 8-bit RGB; an array is (height, width, 3)
+PixelsT = TypeVar("PixelsT", bound=Pixels)
 
 
 class Count:
@@ -54,17 +70,26 @@ class Count:
 
 
 DECODED = Count()  # images that this process decoded or drew, failed tries included, files of targets not: counted where it happens
+REFUSED = Count()  # those of them that ``fast`` was asked for and Pillow decoded
 
 
 def read_rgb(path: str) -> Image.Image:
     """The image of a file, upright, 8-bit RGB. Raises BadImage, naming the file, when it cannot be decoded, UnreadImage when it cannot be
     read: the bytes come first, so that what goes wrong after that is the image's own."""
+    return decode_rgb(_content(path), path)
+
+
+def read_pixels(path: str, decoder: str) -> Pixels:
+    """The same by one of ``DECODERS``."""
+    return DECODERS[decoder](_content(path), path)
+
+
+def _content(path: str) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         DECODED.add()
         raise unread(path, error) from None
-    return decode_rgb(data, path)
 
 
 def decode_rgb(data: bytes, source: str) -> Image.Image:
@@ -72,6 +97,25 @@ def decode_rgb(data: bytes, source: str) -> Image.Image:
     DECODED.add()
     with opened(io.BytesIO(data), source) as image:
         return _whole(image)
+
+
+def decode_fast(data: bytes, source: str) -> Pixels:
+    """The same pixels, as an array where simplejpeg decodes the file, and else as Pillow does."""
+    import simplejpeg  # an extra: settings say so where it is missing
+
+    DECODED.add()
+    with opened(io.BytesIO(data), source) as image:
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+            with suppress(ValueError):  # it refuses the file; what Pillow makes of it counts
+                found: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True)
+                if found.shape[:2] == (image.height, image.width):
+                    turn = _UPRIGHT_ARRAY.get(_orientation(image))
+                    return found if turn is None else np.ascontiguousarray(turn(found))
+        REFUSED.add()
+        return _whole(image)
+
+
+DECODERS: Mapping[str, Callable[[bytes, str], Pixels]] = {"pillow": decode_rgb, "fast": decode_fast}
 
 
 def _whole(image: Image.Image) -> Image.Image:
@@ -171,9 +215,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def crop_box(image: Image.Image, box: Sequence[float] | np.ndarray) -> Image.Image:
+def crop_box(image: PixelsT, box: Sequence[float] | np.ndarray) -> PixelsT:
     """The part inside (x0, y0, x1, y1) pixels, rounded as Pillow's ``crop`` does, clipped to the image; ValueError when that is empty."""
-    return image.crop(pixels_of_box(box, image.height, image.width))
+    if isinstance(image, np.ndarray):
+        x0, y0, x1, y1 = pixels_of_box(box, *image.shape[:2])
+        return image[y0:y1, x0:x1]  # type: ignore[return-value]
+    return image.crop(pixels_of_box(box, image.height, image.width))  # type: ignore[return-value]
 
 
 def pixels_of_box(box: Sequence[float] | np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:

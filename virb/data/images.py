@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import DECODED, crop_box, pixels_of_box, read_rgb, read_size
+from virb.data.decode import DECODED, Pixels, PixelsT, crop_box, pixels_of_box, read_pixels, read_rgb, read_size
 from virb.data.sequences import LazySequence, PackedStrings, file_sizes, wrapped_index
 from virb.errors import BadImage, UnreadImage
 
@@ -37,6 +37,14 @@ class ImageList(ABC):
         """Image ``i`` as 8-bit RGB, upright, cropped to its box. Raises BadImage, which names the file, or UnreadImage where another try
         may give the image without a change of the identity. What makes the pixels counts itself (``DECODED``): a list that does so by
         other means than ``read_rgb`` or ``read_frame`` adds one here."""
+
+    def pixels(self, i: int, decoder: str) -> Pixels:
+        """What ``read`` gives, by one of ``virb.data.decode.DECODERS`` where the list has files for it."""
+        return self.read(i) if decoder == "pillow" else self._read_by(i, decoder)
+
+    def _read_by(self, i: int, decoder: str) -> Pixels:
+        """The same by another decoder than Pillow, which ``read`` uses."""
+        return self.read(i)
 
     def image_size(self, i: int) -> tuple[int, int]:
         """(height, width) of image ``i`` as ``read`` gives it, without decoding it where that is possible. Raises BadImage."""
@@ -89,6 +97,11 @@ class FileImages(ImageList):
         path = os.path.join(self.root, self.paths[i])
         with absent_is_bad(self, self.paths[i]):
             return boxed(read_rgb(path), self.boxes, i, path)
+
+    def _read_by(self, i: int, decoder: str) -> Pixels:
+        path = os.path.join(self.root, self.paths[i])
+        with absent_is_bad(self, self.paths[i]):
+            return boxed(read_pixels(path, decoder), self.boxes, i, path)
 
     def image_size(self, i: int) -> tuple[int, int]:
         path = os.path.join(self.root, self.paths[i])
@@ -313,7 +326,7 @@ def absent_is_bad(images: ImageList, path: str) -> Iterator[None]:
         raise
 
 
-def boxed(image: Image.Image, boxes: np.ndarray | None, i: int, source: str) -> Image.Image:
+def boxed(image: PixelsT, boxes: np.ndarray | None, i: int, source: str) -> PixelsT:
     if boxes is None:
         return image
     try:

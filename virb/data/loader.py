@@ -1,6 +1,6 @@
 """Batches of pixels: every image is decoded once, however many geometries want it, by threads that work a little ahead.
 
-Threads, not processes: Pillow releases the interpreter lock where the time goes, and pixels need not be copied between processes. Each
+Threads, not processes: all decoders release the interpreter lock where the time goes, and pixels need not be copied between processes. Each
 thread writes its image straight into its place in the batch, which lies in pinned memory where a GPU will read it, and the next batch
 moves to the GPU while this one is encoded (``on_device``). What is left is decoding and resizing: benchmarks/decode.py has the shares.
 """
@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL.Image import Image
 
+from virb.data.decode import Pixels as Decoded
 from virb.data.images import ImageList
 from virb.data.transforms import Geometry
 from virb.errors import BadImage, UnreadImage
@@ -85,6 +85,8 @@ def load_parts(
 ) -> Generator[LoadedBatch, None, None]:
     """The same where ``parts`` says of each batch which rows it has."""
     wanted = tuple(dict.fromkeys(geometries))
+    if len({geometry.decoder for geometry in wanted}) > 1:
+        raise ValueError("geometries of one load have one decoder: each image is decoded once")
     source = _Source(images, wanted, on_bad_image == "skip", pin, {g: there for g, there in (kept or {}).items() if g in wanted})
     with closing(_in_line(source, parts) if workers < 1 else _ahead(source, parts, workers)) as batches:
         for batch in batches:
@@ -122,7 +124,7 @@ class _Source:
             reason = next((there for there in found.values() if isinstance(there, str)), None)
             if reason is not None:
                 raise BadImage(reason)
-            image = self.images.read(row) if len(found) < len(batch.pixels) else None
+            image = self.images.pixels(row, self.geometries[0].decoder) if len(found) < len(batch.pixels) else None
         except BadImage as error:
             if not self.skip_bad or isinstance(error, UnreadImage):
                 raise
@@ -144,7 +146,7 @@ class _Source:
             pixels[place].zero_()
 
     @staticmethod
-    def _write(image: Image, row: int, geometry: Geometry, pixels: Pixels, place: int) -> None:
+    def _write(image: Decoded, row: int, geometry: Geometry, pixels: Pixels, place: int) -> None:
         if isinstance(pixels, list):
             pixels[place] = geometry.apply(image, row)
         else:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from virb.data.decode import Pixels
 from virb.data.images import ArrayImages, FileImages, ImageList
 from virb.data.sequences import PackedStrings
 from virb.data.tars import TarImages
@@ -36,6 +37,9 @@ class SubsetImages(ImageList):
 
     def read(self, i: int) -> Image.Image:
         return self._images.read(int(self._rows[i]))
+
+    def _read_by(self, i: int, decoder: str) -> Pixels:
+        return self._images.pixels(int(self._rows[i]), decoder)
 
     def _describe(self) -> dict[str, Any]:
         return {"kind": "subset", "of": self._images.identity()}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from virb.data.decode import decode_rgb, decode_size, unread
+from virb.data.decode import DECODERS, Pixels, decode_rgb, decode_size, unread
 from virb.data.images import FileImages, ImageList, boxed, checked_boxes, file_contents, numbered_repeats, size_of_box
 from virb.data.sequences import PackedStrings, wrapped_index
 from virb.errors import UnreadImage
@@ -54,6 +54,10 @@ class TarImages(ImageList):
     def read(self, i: int) -> Image.Image:
         data, source = self._file(i)
         return boxed(decode_rgb(data, source), self.boxes, i, source)
+
+    def _read_by(self, i: int, decoder: str) -> Pixels:
+        data, source = self._file(i)
+        return boxed(DECODERS[decoder](data, source), self.boxes, i, source)
 
     def image_size(self, i: int) -> tuple[int, int]:
         data, source = self._file(i)

@@ -25,7 +25,7 @@ from virb.features.cache import EntryRecord
 from virb.features.passes import Wanted
 from virb.io import can_write, existing_parent
 from virb.plan.fitted import as_trained, idle_limits, with_features, with_limit
-from virb.plan.geometry import check_dense, choose_geometry, geometry_of_score, own_geometry, seen_as, with_geometry
+from virb.plan.geometry import check_dense, choose_geometry, geometry_of_score, own_geometry, seen_as, with_decoder, with_geometry
 from virb.plan.heads import HeadSource, NoHead, class_columns, head_sources
 from virb.plan.jobs import Draft, Entry, InMemory, Job, Plan, PlannedEncoder, RolePlan, RunSettings, source_of
 from virb.plan.keys import job_key, normalisation, score_key
@@ -186,7 +186,7 @@ class _Builder:
 
     def _job(self, config: Config, encoder: Encoder, task: ResolvedTask, data: TaskData) -> Job:
         geometry, source = choose_geometry(self.settings, config, encoder.spec, task)
-        task = with_geometry(task, geometry, source)
+        task, geometry = with_decoder(self.settings, with_geometry(task, geometry, source), geometry)
         task = with_features(task, encoder.spec)
         encoder.spec.check(task.features)
         roles = dict(data.roles)
@@ -250,6 +250,7 @@ class _Builder:
                 raise UserError(f"the heads of {first} and {source} were trained on different features; score them in tasks of their own")
         task = as_trained(task, first)
         geometry, origin = geometry_of_score(self.settings, config, encoder.spec, task, first.geometry, str(first))
+        task, geometry = with_decoder(self.settings, task, geometry)
         encoder.spec.check(task.features)
         (role, plan), *_ = data.roles.items()
         roles = {role: replace(plan, entries=(self._entry(encoder, geometry, task, plan, data, task.features),))}

@@ -112,8 +112,8 @@ def _numbers(plan: Plan) -> Iterator[str]:
     geometries = geometry_names(plan.jobs)
     named = ", ".join(f"{name} ({many(count, 'job')})" for name, count in geometries.items())
     yield f"jobs        {len(plan.to_do):,} to run, {len(plan.done):,} done"
-    images = many(plan.rows_to_decode, "image")
-    yield f"passes      {plan.n_passes:,} over images instead of {separate:,}, in {many(slices, 'slice')}; {images} to decode"
+    images = f"{many(plan.rows_to_decode, 'image')} to decode{' (--decoder fast)' * (plan.settings.decoder == 'fast')}"
+    yield f"passes      {plan.n_passes:,} over images instead of {separate:,}, in {many(slices, 'slice')}; {images}"
     yield from (f"            {text}" for text in _passes(plan))
     yield f"geometries  {len(geometries)}: {named}{_merge_hint(plan)}"
     yield f"features    {size_text(plan.bytes_new)} to make, {_cached(plan)}; {_largest(plan)}"

@@ -52,7 +52,7 @@ def as_trained(task: ResolvedTask, source: HeadSource) -> ResolvedTask:
     features = task.features if "features" in task.places or source.request is None else source.request
     if source.protocol is None:
         return replace(task, features=features)
-    theirs = {("limit of the heads" if key == "limit" else key): value for key, value in source.changed.items()}
+    theirs = {(f"{key} of the heads" if key in ("limit", "decoder") else key): value for key, value in source.changed.items()}
     own = {key: value for key, value in task.changed.items() if key == "limit"}
     origins = {**task.origins, **({} if features == task.features else {"features": f"heads of {source}"}), "probe": f"heads of {source}"}
     return replace(

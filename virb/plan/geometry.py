@@ -105,6 +105,14 @@ def with_geometry(task: ResolvedTask, geometry: Geometry, source: str) -> Resolv
     return replace(task, changed={**task.changed, "geometry": f"{geometry_text(geometry)} ({source})"})
 
 
+def with_decoder(settings: RunSettings, task: ResolvedTask, geometry: Geometry) -> tuple[ResolvedTask, Geometry]:
+    """How the run decodes and resizes, which also heads of other runs are scored by. It is a change of any protocol but for Pillow, by
+    which reference numbers were made."""
+    if settings.decoder != "pillow":
+        task = replace(task, changed={**task.changed, "decoder": settings.decoder})
+    return task, replace(geometry, decoder=settings.decoder)
+
+
 def seen_as(task: ResolvedTask, role: str, geometry: Geometry, settings: RunSettings) -> list[Geometry]:
     """The geometry of each view of a role's images; a protocol may resize augmented views in another way."""
     protocol = PROTOCOLS.get(task.protocol)  # heads may come from a protocol that is no longer there

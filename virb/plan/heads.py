@@ -292,9 +292,8 @@ def _of_file(path: Path, task: ResolvedTask) -> HeadSource:
 
 
 def _geometry(record: Mapping[str, Any]) -> Geometry:
-    values = {key: value for key, value in record.items() if key != "decoder"}
-    size, view = values["size"], values["view"]
-    return Geometry(**{**values, "size": None if size is None else tuple(size), "view": None if view is None else View(**view)})
+    size, view = record["size"], record["view"]
+    return Geometry(**{**record, "size": None if size is None else tuple(size), "view": None if view is None else View(**view)})
 
 
 def class_columns(task: Task, classes: Sequence[str] | None, source: HeadSource, renamed: Mapping[str, str]) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from virb.config import EncoderConfig, InputOverride, Where
 from virb.data.images import ImageList, Samples
@@ -33,6 +33,7 @@ class RunSettings:
     devices: tuple[str, ...] = ("cpu",)
     precision: str = "float32"
     compile: bool = False  # encoders by torch.compile
+    decoder: Literal["pillow", "fast"] = "pillow"
     input_size: int | None = None
     protocol: str | None = None
     num_workers: int | None = None  # loader threads per device

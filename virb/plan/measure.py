@@ -77,7 +77,7 @@ def _decode_seconds(images: ImageList, geometry: Geometry) -> float:
 
 
 def _read(images: ImageList, geometry: Geometry, row: int) -> torch.Tensor:
-    return geometry.apply(images.read(row), row)
+    return geometry.apply(images.pixels(row, geometry.decoder), row)
 
 
 def _fastest(function: Callable[[], object]) -> float:

@@ -271,6 +271,7 @@ class RunOptions(Record):
     devices: list[str] = Field(default_factory=lambda: ["cpu"])
     precision: str = "float32"
     compile: bool = False
+    decoder: Literal["pillow", "fast"] = "pillow"
     input_size: int | None = None
     protocol: str | None = None
     num_workers: int | None = None
@@ -287,7 +288,8 @@ class RunRecord(Record):
     files: dict[str, str] = Field(default_factory=dict, description="every file as it was read")
     options: RunOptions = Field(default_factory=RunOptions, description="the command line, resolved")
     plan: dict[str, Any] = Field(
-        default_factory=dict, description="jobs, passes, geometries, sizes; images decoded, as counted in the decoder"
+        default_factory=dict,
+        description="jobs, passes, geometries, sizes; images decoded, and refused by the decoder asked for, as counted there",
     )
     profile: dict[str, Any] = Field(default_factory=dict, description="where the time went: seconds of the workers by stage, rates")
     done: list[str] = Field(default_factory=list, description="<encoder>/<label>")

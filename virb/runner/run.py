@@ -42,6 +42,7 @@ class RunSummary:
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     decoded: int = 0
+    refused: int = 0  # by the run's decoder, so that Pillow decoded them
     profile: Profile | None = None
 
     @property
@@ -127,13 +128,14 @@ def _execute(plan: Plan, cache: FeatureCache, console: Any, texts: Mapping[str, 
         summary.seconds = time.monotonic() - began
         summary.done = [plan.context.jobs[unit.payload] for key in graph.done if (unit := graph.units[key]).is_job]
         summary.decoded = sum(report.counts.get("decoded", 0) for report in progress.reports)
+        summary.refused = sum(report.counts.get("refused", 0) for report in progress.reports)
         summary.profile = make_profile(progress.reports, progress.names, progress.busy, summary.seconds)
         finished = record.model_copy(
             update={
                 "done": [job.id for job in summary.done],
                 "failed": {name: (reason.splitlines() or ["?"])[0] for name, reason in summary.failed.items()},
                 "exit_code": code,
-                "plan": {**record.plan, "decoded_images": summary.decoded},
+                "plan": {**record.plan, "decoded_images": summary.decoded, "refused_images": summary.refused},
                 "profile": profile_record(summary.profile),
                 "provenance": record.provenance.model_copy(update={"finished": utc_now()}),
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from virb.tasks.protocols import PROTOCOLS, no_protocol
 
 COMMAND_LINE = "command line"
 KEEP_HEADS = ("chosen", "all", "none")
+DECODER_MODULES = {"pillow": "PIL", "fast": "simplejpeg"}  # by the name of the decoder: what has to be installed
 DATA_ROOT = Path("data")
 
 
@@ -91,6 +93,12 @@ def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str 
     if keep_heads not in KEEP_HEADS:
         options.wrong("keep_heads", f"{keep_heads!r} is none of {', '.join(KEEP_HEADS)}{did_you_mean(str(keep_heads), KEEP_HEADS)}")
         keep_heads = KEEP_HEADS[0]
+    decoder = options.get("decoder", "pillow")
+    if decoder not in DECODER_MODULES:
+        options.wrong("decoder", f"{decoder!r} is none of {', '.join(DECODER_MODULES)}{did_you_mean(str(decoder), tuple(DECODER_MODULES))}")
+        decoder = "pillow"
+    elif find_spec(DECODER_MODULES[decoder]) is None:
+        options.wrong("decoder", f"{decoder} needs {DECODER_MODULES[decoder]}: pip install 'virb[{decoder}]'")
     return RunSettings(
         out=out,
         data_root=data_root or DATA_ROOT,
@@ -101,6 +109,7 @@ def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str 
         devices=devices,
         precision=precision,
         compile=options.switch("compile"),
+        decoder=decoder,
         input_size=options.whole("input_size", 1),
         protocol=protocol,
         num_workers=options.whole("num_workers", 0),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from virb.data.decode import DECODED
+from virb.data.decode import DECODED, REFUSED
 from virb.encoders.base import Encoder
 from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
@@ -79,13 +79,13 @@ class _Doer:
         self.pixels = PixelStores(context, self.cache)
         self._encoders: OrderedDict[str, Encoder] = OrderedDict()  # the one used last at the end
         self._limit = encoder_limit(settings.devices)
-        self._decoded = 0  # DECODED when the unit at hand began
+        self._before = 0, 0  # DECODED and REFUSED when the unit at hand began
         self._work = PassReport()  # of the pass at hand, or of the streams of the job at hand
         self._facts: JobFacts | None = None  # of the job at hand
         self._stage = "", 0.0  # which it is in, since when
 
     def __call__(self, unit: Unit, tell: Tell) -> UnitReport:
-        self._decoded, self._work, self._facts = DECODED.value, PassReport(), None
+        self._before, self._work, self._facts = (DECODED.value, REFUSED.value), PassReport(), None
         if unit.kind == "release":
             return UnitReport(counts={"released": len(remove_entries(self.cache, unit.payload, except_by=self.context.use))})
         if unit.kind == "pass":
@@ -94,18 +94,23 @@ class _Doer:
             report = self._part(unit.payload, tell)
         else:
             report = self._job_with_room(self.context.jobs[unit.payload], tell)
-        report.counts["decoded"] = DECODED.value - self._decoded  # streams decode in jobs
+        report.counts |= self._decoded()  # streams decode in jobs
         return report
 
     def spent(self) -> UnitReport:
         """What the unit at hand has cost so far, whether it has failed, is interrupted or goes on."""
-        counts = {"decoded": DECODED.value - self._decoded}
+        counts = self._decoded()
         if self._facts is None:
             return UnitReport(counts={**counts, "rows": self._work.rows}, seconds=dict(self._work.seconds))
         stage, began = self._stage
         now = schema.Timing(stage=stage, seconds=time.perf_counter() - began)
         seconds = job_seconds([*self._facts.timings, now], None, self._work.seconds)
         return UnitReport(counts={**counts, "streamed": self._work.rows}, seconds=seconds)
+
+    def _decoded(self) -> dict[str, int]:
+        """Images that the unit at hand has decoded, and those of them that the run's decoder refused."""
+        decoded, refused = self._before
+        return {"decoded": DECODED.value - decoded, "refused": REFUSED.value - refused}
 
     def encoder(self, name: str, together: Collection[str] = ()) -> Encoder:
         """The encoder on this worker's device, checked to be the one that was planned. As many are kept as the plan puts into one pass;
