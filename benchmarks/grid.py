@@ -4,7 +4,8 @@
 features, shuffling, losses and training accuracy included. Against
 
 - their bare matrix products: forward and weight gradient by ``torch.mm``, nothing else, on as many threads as ours;
-- one config alone through the same step (on a GPU the captured one);
+- one config alone through the same step (on a GPU the captured one; in exact fp32, as runs train, and with torch's switch for TF32 turned
+  on, which is what a GPU's products could be: runs have no such option);
 - the loop of 2021: one config after the other, batch by batch, zero_grad / backward / step of ``torch.nn.Linear`` and ``torch.optim``,
   ``.item()`` of loss and hits at every step, and an evaluation on 10,000 rows after the epoch; with one thread, and with all cores as torch
   takes them when nobody says otherwise (where other processes are at work this is slower by far, for its threads wait for each other).
@@ -53,7 +54,7 @@ GRIDS = {"SGD": SGD, "AdamW": ADAMW, "MLP": MLP}
 ONE = {"lr0": SGD["lr0"]}
 MOST_OF_PRODUCTS = {"SGD": 1.5, "AdamW": 2.2}
 ON_GPU = {  # the rows with a target there, and the most of the baseline that ours may take
-    "SGD, 32 configs, captured, TF32: 1 config, captured": 1.5,
+    "SGD, 32 configs, captured, TF32 (no option of runs): 1 config, captured": 1.5,
     "SGD, 32 configs, captured, fp32: 1 config, captured": 2.5,
     "SGD, 32 configs, captured, fp32: 1 config, kernels launched one by one": 1.0,
     "SGD, 32 configs, fp32, evaluated: loop of 2021": 1 / 50,
@@ -77,6 +78,7 @@ def _table(quick: bool) -> Table:
         f"32 linear heads (8 MLPs of {HIDDEN} units), {data.n:,} x {WIDTH} features in fp16, {CLASSES} classes, batches of {BATCH}; "
         f"evaluated: on {len(data.score):,} rows after each epoch; seconds of one epoch",
         *(() if cuda else (kernels, "ours gives the same bits with any number of threads")),
+        "runs train in exact fp32, and no option changes that; the TF32 row is measured with torch's own switch turned on",
     )
     return Table(
         f"Grids of training configs, {torch.cuda.get_device_name() if cuda else f'{available_cores()} CPU cores'}",

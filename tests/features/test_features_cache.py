@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from virb.data.transforms import Geometry
 from virb.encoders.load import load_encoder
 from virb.errors import UserError, ViRBError
 from virb.features import cache as cache_module
-from virb.features.cache import SLICE_ROWS, EntryRecord, FeatureCache, as_stored, slice_bounds
+from virb.features.cache import SLICE_ROWS, DamagedSlices, EntryRecord, FeatureCache, as_stored, slice_bounds
 from virb.features.feature_set import MappedRows
 from virb.features.passes import Numerics
 from virb.io import hash_record, read_json
@@ -306,3 +307,72 @@ def test_check_writable(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="choose a folder you may write to"):
         cache.check_writable()
+
+
+# --- a file is read once by a process -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files of values that were read."""
+    seen: list[str] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: seen.append(path.name) or real(path) if path.suffix == ".bin" else real(path))
+    monkeypatch.setattr(cache_module, "_intact", {})
+    return seen
+
+
+def aged(cache: FeatureCache, start: int, seconds: float = 60.0) -> Path:
+    """A slice's file, as if it had been written that long ago."""
+    path = cache.slice_path(KEY, start)
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def test_values_are_read_and_checked_once(cache, small_slices, read):
+    cache.write_slice(KEY, 0, np.ones((4, 3), np.float32), {1: "broken"})
+    cache.write_slice(KEY, 4, np.full((4, 3), 2, np.float32), {})
+    paths = [aged(cache, start) for start in (0, 4)]
+    first = cache.slices(KEY, 8)
+    assert read == [path.name for path in paths]
+    again = FeatureCache(cache.folder).slices(KEY, 8)  # the next job's
+    assert len(read) == 2
+    assert again == first
+    assert cache.read_slice(KEY, 0, 4) == first[0]  # who verifies a cache reads it
+    assert len(read) == 3
+
+
+def test_a_file_that_has_changed_is_checked_again(cache, small_slices, read):
+    for start in (0, 4):
+        cache.write_slice(KEY, start, np.ones((4, 3), np.float32), {})
+    path = aged(cache, 0)
+    aged(cache, 4)
+    cache.slices(KEY, 8)
+    read.clear()
+    with path.open("r+b") as file:  # of the same size, in the same place
+        file.write(b"other")
+    aged(cache, 0, 30.0)
+    with pytest.raises(DamagedSlices, match=path.name):
+        cache.slices(KEY, 8)
+    assert read == [path.name]
+    cache.write_slice(KEY, 0, np.full((4, 3), 5, np.float32), {})  # made again
+    assert float(MappedRows(cache.slices(KEY, 8)).read(np.array([0]))[0, 0]) == 5
+
+
+def test_other_checksums_of_a_known_file_are_damage(cache, small_slices, read):
+    """The header counts anew each time."""
+    cache.write_slice(KEY, 0, np.ones((4, 3), np.float32), {})
+    aged(cache, 0)
+    cache.slices(KEY, 4)
+    header = cache.slice_path(KEY, 0, "json")
+    header.write_text(header.read_text().replace('"crc32": ', '"crc32": 1'))
+    with pytest.raises(DamagedSlices):
+        cache.slices(KEY, 4)
+
+
+def test_a_file_that_was_just_written_may_change_without_a_trace_and_is_read_again(cache, small_slices, read):
+    cache.write_slice(KEY, 0, np.ones((4, 3), np.float32), {})
+    cache.slices(KEY, 4)
+    cache.slices(KEY, 4)
+    assert len(read) == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from virb.functional.knn import Nearest, _by_torch, largest, nearest, normalise, piece_rows, vote
+from virb.functional.knn import Nearest, _by_torch, _in_order, largest, nearest, normalise, piece_rows, vote
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -95,6 +95,17 @@ def test_scikit_learn_votes_alike(weighting: str) -> None:
     votes = vote(similarity, labels[index], 7, temperature=0.2, weighting=weighting)
     np.testing.assert_array_equal(votes.argmax(1), reference.predict(queries.numpy()))
     np.testing.assert_allclose((votes / votes.sum(1, keepdim=True)).numpy(), reference.predict_proba(queries.numpy()), atol=1e-5)
+
+
+def test_votes_one_neighbour_after_the_other_have_the_bits_of_the_host() -> None:
+    """The order in which GPUs take them, where sums of all at once differ from time to time."""
+    random = torch.Generator().manual_seed(4)
+    label, weight = torch.randint(0, 3, (50, 40), generator=random), torch.rand(50, 40, generator=random, dtype=torch.float64).exp()
+    nothing = torch.zeros(50, 3, dtype=torch.float64)
+    expected = nothing.clone().scatter_add_(1, label, weight)
+    assert torch.equal(_in_order(nothing.clone(), label, weight), expected)
+    backwards = _in_order(nothing.clone(), label.flip(1), weight.flip(1))
+    assert not torch.equal(backwards, expected)  # these do depend on the order
 
 
 def test_relative_votes_keep_the_order_and_stay_finite() -> None:

@@ -26,7 +26,7 @@ def samples(classes: int, n: int = 150, width: int = 8) -> tuple[np.ndarray, np.
 def fitted(x: np.ndarray, targets: np.ndarray, classes: int, dtype: torch.dtype, tolerance: float) -> Fitted:
     features = torch.from_numpy(x).to(dtype)
     return fit_softmax(
-        lambda positions: features[positions],
+        lambda chunks: ((positions, features[positions]) for positions in chunks),
         torch.from_numpy(targets),
         classes,
         STRENGTHS,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from virb.data.images import ArrayImages, ImageList, Samples
+from virb.data.images import ArrayImages, Dataset, ImageList, Samples
 from virb.data.loader import load_batches
 from virb.data.sequences import LazySequence
 from virb.data.transforms import Geometry
@@ -21,6 +21,7 @@ from virb.features.ahead import expecting
 from virb.features.cache import FeatureCache
 from virb.features.feature_set import MappedRows, SampleFeatures
 from virb.features.passes import Numerics, PassOptions, PassReport, Wanted, run_slice
+from virb.plan.limit import limit_split
 from virb.probes.inputs import (
     ImageBatches,
     encoded_rows,
@@ -116,6 +117,18 @@ def test_pick():
     assert list(targets[1:]) == ["target 0"]
     values, offsets, targets = pick(several_rows(), "class", np.array([], dtype=np.int64))
     assert (values.tolist(), offsets.tolist(), targets.tolist()) == ([], [0], [])
+
+
+def test_samples_are_picked_all_at_once(monkeypatch):
+    """A million of them one by one take a second, in every role of every job."""
+    monkeypatch.setattr(Samples, "rows", lambda *_: pytest.fail("one by one"))
+    ragged, pairs = several_rows(), Samples.from_rows(list("abc"), "train", np.array([[5, 1], [0, 2], [7, 7]]), {"class": np.arange(3)})
+    assert pick(ragged, "class", np.array([4, 1, 2]))[0].tolist() == [6, 0, 2, 3, 4, 5]
+    assert pick(pairs, None, np.array([2, 0]))[0].tolist() == [7, 7, 5, 1]
+    images = ArrayImages("train", np.zeros((8, 2, 2), dtype=np.uint8), [f"i{i}" for i in range(8)])
+    limited = limit_split(Dataset("d", {"train": images}, {"train": pairs}), "train", 2, "class")
+    assert limited is not None
+    assert len(limited.samples) == 2
 
 
 def test_find_bad_images(images):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from sklearn.neighbors import NearestCentroid
 from vector_support import CPU, planted, predicted, role, roles, settings, x_of
 
+from virb.probes import ncm
 from virb.probes.base import find_probe
 from virb.probes.heads import apply_head
 from virb.probes.ncm import NcmConfig, NcmProbe
@@ -50,3 +52,12 @@ def test_refit_and_a_class_without_samples() -> None:
     x = np.concatenate([x_of(data["fit"]), x_of(data["select"])]).astype(np.float64)
     sk = NearestCentroid().fit(x, np.concatenate([data["fit"].targets, data["select"].targets]))
     np.testing.assert_array_equal(predicted(again), sk.predict(x_of(data["report"])))
+
+
+def test_sums_by_a_product_are_those_of_the_host() -> None:
+    """What GPUs take, whose own sums differ in the last bits from time to time."""
+    random = torch.Generator().manual_seed(0)
+    x, targets = torch.randn(500, 16, generator=random, dtype=torch.float64), torch.randint(0, 7, (500,), generator=random)
+    sums = torch.randn(9, 16, generator=random, dtype=torch.float64)
+    expected = sums.clone().index_add_(0, targets, x)
+    torch.testing.assert_close(ncm._by_product(sums, targets, x), expected, rtol=1e-13, atol=1e-13)

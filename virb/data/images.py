@@ -249,6 +249,12 @@ class Samples:
         i = wrapped_index(i, len(self))
         return self.row_values[self.row_offsets[i] : self.row_offsets[i + 1]]
 
+    def rows_of(self, chosen: np.ndarray) -> np.ndarray:
+        """Rows of these samples (numbers from 0), one sample after the other."""
+        starts, lengths = self.row_offsets[chosen], np.diff(self.row_offsets)[chosen]
+        ends = np.cumsum(lengths)
+        return self.row_values[np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)]
+
     def fixed_rows(self) -> np.ndarray | None:
         """int64 (N, K) when every sample has K rows, None when they differ."""
         lengths = np.diff(self.row_offsets)

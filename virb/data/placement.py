@@ -120,8 +120,6 @@ def to_native(values: torch.Tensor, placement: Placement, canvas: tuple[int, int
     centre lies on, of any dtype. The padding of geometry and canvas is cut off: cells wholly outside the image are never read. A mirrored
     image is turned back. ValueError where the geometry did not see every native pixel (``whole``).
     """
-    import torch
-
     if values.ndim != 3:
         raise ValueError(f"expected values (channels, height, width), but got shape {tuple(values.shape)}")
     if not whole(placement):
@@ -129,7 +127,7 @@ def to_native(values: torch.Tensor, placement: Placement, canvas: tuple[int, int
     _check_canvas(placement, canvas)
     rows, columns = (_axis_of(placement, axis, values.shape[1 + axis], canvas[axis]) for axis in (0, 1))
     if nearest:
-        found = (torch.from_numpy(axis.nearest()).to(values.device) for axis in (rows, columns))
+        found = (sent(axis.nearest(), values.device) for axis in (rows, columns))
         return values.index_select(1, next(found)).index_select(2, next(found))
     if rows.start == columns.start == 0:  # torch's own resizing, which is faster, knows no offset
         image = _resized(values, rows, columns)
@@ -154,7 +152,7 @@ def labels_to_native(logits: torch.Tensor, placement: Placement, canvas: tuple[i
 def flow_to_native(flow: torch.Tensor, placement: Placement, canvas: tuple[int, int], nearest: bool = False) -> torch.Tensor:
     """(2, gh, gw) vectors in pixels of the geometry -> (2, H, W) in pixels of the native image."""
     along, down = _flow_scale(placement)
-    return to_native(flow, placement, canvas, nearest) / flow.new_tensor([along, down])[:, None, None]
+    return to_native(flow, placement, canvas, nearest) / sent(np.array([along, down]), flow.device).to(flow.dtype)[:, None, None]
 
 
 def _native_indices(placement: Placement, axis: int, cells: int, canvas: int) -> tuple[np.ndarray, np.ndarray]:
@@ -219,9 +217,17 @@ def _blended(values: torch.Tensor, axis: _Axis, dim: int) -> torch.Tensor:
     position = np.clip(axis.positions() - 0.5, axis.lowest, axis.highest)
     before = np.floor(position).astype(np.int64)
     after = np.minimum(before + 1, axis.highest)
-    low, high = (values.index_select(dim, torch.from_numpy(index).to(values.device)) for index in (before, after))
-    weight = torch.from_numpy(position - before).to(values.device, values.dtype)
+    low, high = (values.index_select(dim, sent(index, values.device)) for index in (before, after))
+    weight = sent(position - before, values.device).to(values.dtype)
     return torch.lerp(low, high, weight[:, None] if dim == 1 else weight)
+
+
+def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """On the device; a GPU takes it from pinned memory, while the host goes on."""
+    import torch
+
+    tensor = torch.from_numpy(values)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _flow_scale(placement: Placement) -> tuple[float, float]:

@@ -25,7 +25,14 @@ from virb.io import clean_temporaries, hash_record, make_folder, read_json, writ
 SLICE_ROWS = 512  # fixed: passes are cut here whatever the number of devices, and encoding batches never cross a border
 LAYOUT = 1
 STORAGE = "float16, float32 where it would overflow"
+_SETTLED_S = 2.0  # a file that was written longer ago has another time when it is written again
+_MOST_KNOWN = 200_000  # files
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+# Files that this process has read and found intact, by path: inode, time and size when that was, and the checksum. Every job and every part
+# of one opens whole entries, and a worker need not read all of their bytes each time.
+_intact: dict[Path, tuple[int, int, int, int]] = {}
 
 
 class DamagedSlices(ViRBError):
@@ -134,10 +141,10 @@ class FeatureCache:
 
     def slices(self, key: str, n_rows: int) -> list[Slice]:
         """All slices of a complete entry, in order. DamagedSlices where some are not what was written; those are removed, so that whoever
-        looks for missing ones makes them again."""
+        looks for missing ones makes them again. A file is read once by a process, and again when it has changed."""
         found, damaged = [], []
         for start, stop in slice_bounds(n_rows):
-            piece = self.read_slice(key, start, stop)
+            piece = self.read_slice(key, start, stop, known=_intact)
             if piece is None:
                 with suppress(OSError):
                     self.slice_path(key, start, "json").unlink()
@@ -151,17 +158,18 @@ class FeatureCache:
             os.utime(self.entry_folder(key) / "record.json")  # its time says when the entry was last used
         return found
 
-    def read_slice(self, key: str, start: int, stop: int) -> Slice | None:
-        """Read and checked against its checksum; None when a file is gone, or is not what was written."""
+    def read_slice(self, key: str, start: int, stop: int, known: dict[Path, tuple[int, int, int, int]] | None = None) -> Slice | None:
+        """Read and checked against its checksum; None when a file is gone, or is not what was written. Files of ``known`` are not read
+        again, and others are noted there."""
         path = self.slice_path(key, start, "bin")
         try:
             header = read_json(self.slice_path(key, start, "json"))
-            data = path.read_bytes()
+            checksum = _checksum(path, {} if known is None else known)
             bad = {int(row): reason for row, reason in header["bad"].items()}
             # Slices of older versions say nothing of how they were made.
             facts = SliceFacts(header.get("seconds", {}), tuple(header["batch"]) if "batch" in header else None)
             piece = Slice(start, stop, path, header["dtype"], tuple(tuple(s) for s in header["shapes"]), bad, facts)
-            intact = (header["start"], header["stop"], header["crc32"]) == (start, stop, zlib.crc32(data))
+            intact = (header["start"], header["stop"], header["crc32"]) == (start, stop, checksum)
         except (FileNotFoundError, ViRBError, KeyError, TypeError, AttributeError, ValueError):
             return None
         return piece if intact else None
@@ -187,6 +195,20 @@ class FeatureCache:
 
     def slice_path(self, key: str, start: int, extension: str = "bin") -> Path:
         return self.entry_folder(key) / f"{start:010d}.{extension}"
+
+
+def _checksum(path: Path, known: dict[Path, tuple[int, int, int, int]]) -> int:
+    state = path.stat()
+    now = (state.st_ino, state.st_mtime_ns, state.st_size)
+    if path in known and known[path][:3] == now:
+        return known[path][3]
+    checksum = zlib.crc32(path.read_bytes())
+    known.pop(path, None)
+    if time.time() - state.st_mtime > _SETTLED_S:
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+        known[path] = (*now, checksum)
+    return checksum
 
 
 def as_stored(rows: np.ndarray) -> np.ndarray:

@@ -127,4 +127,11 @@ def vote(
     else:
         raise ValueError(f"Expected argument `weighting` to be exp or uniform, but got {weighting!r}")
     votes = torch.zeros(len(similarity), n_classes, dtype=torch.float64, device=similarity.device)
-    return votes.scatter_add_(1, label, weight)
+    return votes.scatter_add_(1, label, weight) if votes.device.type == "cpu" else _in_order(votes, label, weight)
+
+
+def _in_order(votes: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """The sums in the order of the neighbours, as a CPU takes them: a GPU adds all at once in an order that differs from time to time."""
+    for column in range(label.shape[1]):
+        votes.scatter_add_(1, label[:, column : column + 1], weight[:, column : column + 1])
+    return votes

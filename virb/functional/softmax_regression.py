@@ -7,7 +7,7 @@ two; the same decision comes from the difference of two vectors when these are p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ class Fitted:
 
 
 def fit_softmax(
-    read: Callable[[Tensor], Tensor],
+    read: Callable[[Iterable[Tensor]], Iterable[tuple[Tensor, Tensor]]],
     targets: Tensor,
     n_classes: int,
     strengths: Sequence[float],
@@ -40,8 +40,8 @@ def fit_softmax(
     spread: Tensor,
     on_evaluation: Callable[[int, int], None] = lambda done, left: None,
 ) -> Fitted:
-    """``read(positions)`` gives features (B, D) of samples 0 to N-1 (positions on the CPU), ``targets`` (N,) their classes, every one of
-    which has a sample; ``strengths`` are the values of C.
+    """``read(chunks)`` gives each chunk of positions (of samples 0 to N-1, on the CPU) with its features (B, D), which are written to, at
+    every evaluation anew; ``targets`` (N,) are their classes, every one of which has a sample; ``strengths`` are the values of C.
 
     ``shift`` (D,) is taken off the features and ``spread`` (D,) is their standard deviation: they make the search short and, the bias
     being free, do not change what it finds.
@@ -57,8 +57,8 @@ def fit_softmax(
         weight, bias = params[:, :, :width].reshape(count * n_classes, width), params[:, :, width].reshape(-1)
         value = torch.zeros(count, dtype=torch.float64, device=device)
         grad = torch.zeros(count * n_classes, width + 1, dtype=dtype, device=device)
-        for positions in torch.arange(n).split(max(1, _LOGITS // (count * n_classes))):
-            x = read(positions).to(dtype) - shift
+        for positions, features in read(torch.arange(n).split(max(1, _LOGITS // (count * n_classes)))):
+            x = features.to(dtype).sub_(shift)
             y = targets[positions.to(device)].view(-1, 1, 1).expand(-1, count, 1)
             logits = torch.addmm(bias, x, weight.t()).view(len(x), count, n_classes)
             logits = torch.log_softmax(logits, -1)

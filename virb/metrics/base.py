@@ -72,6 +72,9 @@ class Metric:
 
     A metric that is a mean over classes may have ``per_class(sums (..., n_groups, S))``: the number of each class (..., C), NaN for a class
     with nothing to say.
+
+    A metric of label maps that looks at nothing but counts of pixels has ``of_counts``: its statistics from those counts, N x 3 C, as
+    ``virb.metrics.segmentation.LabelMaps`` has them. The counts of many batches can then leave a GPU together.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Metric:
     values: Callable[[np.ndarray], np.ndarray]
     weighted: Callable[[Statistics, np.ndarray], np.ndarray] | None = None
     per_class: Callable[[np.ndarray], np.ndarray] | None = None
+    of_counts: Callable[[np.ndarray], Statistics] | None = None
 
     def value(self, total: np.ndarray) -> float | None:
         """The number of one split, from ``Statistics.total()``; None where there is nothing to say, never NaN."""

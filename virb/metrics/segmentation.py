@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from virb.metrics.base import Metric, Statistics, register_metric
-from virb.metrics.pixels import collect, first_over_second, mean_of_known, pairs, quotient
+from virb.metrics.pixels import collect, first_over_second, mean_of_known, pairs, quotient, tensor
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,29 @@ class LabelMaps(Sequence[Any]):
         return self._counted[1]
 
 
+def pixel_counts(prediction: LabelMaps, target: Sequence[Any]) -> torch.Tensor:
+    """The counts of ``LabelMaps.counts``, (N, 3 C + 1) int64, without waiting for a GPU: what is no class there nobody has seen yet, and
+    the last column says how often there is such a thing (see ``counts_on_host``)."""
+    import torch
+
+    n_classes, rows = prediction.n_classes, []
+    if not all(map(_is_on_host, prediction.maps)):
+        rows = [_count_unseen(found, truth, n_classes) for found, truth in pairs(prediction, target)]
+    else:
+        for found, truth in label_pairs(prediction, target):
+            rows.append(torch.cat([_count(found, truth, n_classes), torch.zeros(1, dtype=torch.int64)]))
+    return torch.stack(rows)
+
+
+def counts_on_host(counts: np.ndarray) -> np.ndarray:
+    """The counts alone, (N, 3 C) float64; ValueError where there was something that is no class."""
+    wrong = np.flatnonzero(counts[:, -1])
+    if len(wrong):
+        n_classes = counts.shape[1] // 3
+        raise ValueError(f"Expected the labels in [0, {n_classes}), but number {wrong[0]} has {counts[wrong[0], -1]:,} others")
+    return counts[:, :-1].astype(np.float64)
+
+
 def label_pairs(prediction: LabelMaps, target: Sequence[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(prediction, target) of each sample, (H, W) integers, checked to be class numbers (and 255 in the target)."""
     if not isinstance(prediction, LabelMaps):
@@ -97,6 +120,26 @@ def _count(found: torch.Tensor, truth: torch.Tensor, n_classes: int) -> torch.Te
     return torch.cat([torch.bincount(part, minlength=n_classes) for part in parts])
 
 
+def _is_on_host(labels: Any) -> bool:
+    return tensor(labels).device.type == "cpu"
+
+
+def _count_unseen(found: torch.Tensor, truth: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """The same with nothing read on the host, as (3 C + 1,): the last is of labels that are no class."""
+    import torch
+
+    found, truth, spare = found.long(), truth.long(), 3 * n_classes
+    valid = truth != IGNORED
+    is_class = [(labels >= 0) & (labels < n_classes) for labels in (found, truth)]
+    wrong = ~is_class[0] | (valid & ~is_class[1])
+    masks = (valid & (found == truth) & is_class[1], valid & is_class[0], valid & is_class[1])
+    labels = (truth, found + n_classes, truth + 2 * n_classes)
+    places = torch.stack([torch.where(mask, label, spare) for mask, label in zip(masks, labels, strict=True)])
+    # Sums of ones are exact in doubles, in whatever order; bincount would look at the largest place first.
+    counts = torch.histc(places.double(), bins=spare + 1, min=0, max=spare + 1).long()
+    return torch.cat([counts[:-1], wrong.sum()[None]])
+
+
 def _by_class(sums: np.ndarray, n_kinds: int) -> np.ndarray:
     """Sums (..., 1, n_kinds * C) as (..., n_kinds, C)."""
     return sums[..., 0, :].reshape(*sums.shape[:-2], n_kinds, sums.shape[-1] // n_kinds)
@@ -124,15 +167,15 @@ def _foreground_iou(sums: np.ndarray) -> np.ndarray:
     return mean_of_known(class_iou(sums)[..., 1:])
 
 
-def _correct_pixels(prediction: LabelMaps, target: Sequence[Any]) -> Statistics:
+def _correct_pixels(counts: np.ndarray) -> Statistics:
     """(correct pixels, pixels) per sample."""
-    counts = _by_class(_three_counts(prediction, target).values[:, None], 3)
+    counts = _by_class(counts[:, None], 3)
     return Statistics(np.stack([counts[:, 0].sum(axis=-1), counts[:, 2].sum(axis=-1)], axis=1))
 
 
-def _correct_by_class(prediction: LabelMaps, target: Sequence[Any]) -> Statistics:
+def _correct_by_class(counts: np.ndarray) -> Statistics:
     """Per sample (N, 2 C): correct and true pixels of each class."""
-    counts = _by_class(_three_counts(prediction, target).values[:, None], 3)
+    counts = _by_class(counts[:, None], 3)
     return Statistics(np.concatenate([counts[:, 0], counts[:, 2]], axis=1))
 
 
@@ -229,20 +272,23 @@ def _mean_boundary_f(sums: np.ndarray) -> np.ndarray:
     return mean_of_known(class_boundary_f(sums))
 
 
-def _metric(
+def _counted(
     name: str,
     title: str,
-    statistics: Callable[[Any, Any], Statistics],
+    of_counts: Callable[[np.ndarray], Statistics],
     values: Callable[[np.ndarray], np.ndarray],
     per_class: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Metric:
-    return register_metric(Metric(name, title, True, "%", statistics, values, per_class=per_class))
+    def statistics(prediction: LabelMaps, target: Sequence[Any]) -> Statistics:
+        return of_counts(_three_counts(prediction, target).values)
+
+    return register_metric(Metric(name, title, True, "%", statistics, values, per_class=per_class, of_counts=of_counts))
 
 
-MIOU = _metric("miou", "mIoU", _three_counts, _mean_iou, class_iou)
-FOREGROUND_IOU = _metric("foreground_iou", "foreground IoU", _three_counts, _foreground_iou, class_iou)
-PIXEL_ACCURACY = _metric("pixel_accuracy", "pixel acc.", _correct_pixels, first_over_second)
-MEAN_PIXEL_CLASS_ACCURACY = _metric(
+MIOU = _counted("miou", "mIoU", Statistics, _mean_iou, class_iou)
+FOREGROUND_IOU = _counted("foreground_iou", "foreground IoU", Statistics, _foreground_iou, class_iou)
+PIXEL_ACCURACY = _counted("pixel_accuracy", "pixel acc.", _correct_pixels, first_over_second)
+MEAN_PIXEL_CLASS_ACCURACY = _counted(
     "mean_pixel_class_accuracy", "mean class pixel acc.", _correct_by_class, _mean_class_accuracy, class_accuracy
 )
-BOUNDARY_F = _metric("boundary_f", "boundary F", _boundary_counts, _mean_boundary_f, class_boundary_f)
+BOUNDARY_F = register_metric(Metric("boundary_f", "boundary F", True, "%", _boundary_counts, _mean_boundary_f, per_class=class_boundary_f))

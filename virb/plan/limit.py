@@ -28,8 +28,7 @@ def limit_split(dataset: Dataset, split: str, count: int, target: str) -> Limite
     if count >= len(samples):
         return None
     chosen = draw(samples.targets.get(target), len(samples), count, split)
-    values = np.concatenate([samples.rows(int(i)) for i in chosen])
-    rows, row_values = np.unique(values, return_inverse=True)
+    rows, row_values = np.unique(samples.rows_of(chosen), return_inverse=True)
     offsets = np.concatenate([[0], np.cumsum(np.diff(samples.row_offsets)[chosen])])
     targets = {name: pick_targets(values, chosen) for name, values in samples.targets.items()}
     images = subset(dataset.lists[samples.images], rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from virb.data.placement import IGNORED, DenseTarget, Placement, sample_target
+from virb.data.placement import IGNORED, DenseTarget, Placement, sample_target, sent
 from virb.errors import ViRBError
 from virb.features.ahead import expecting, read_ahead
 from virb.io import available_cores
@@ -23,6 +23,7 @@ CELLS_PER_OUTPUT = 4  # of that grid, along a side
 _KEPT_BYTES = 2**31  # of a role's targets at grids, of all views together, kept from the first epoch on
 _FAR_2021 = 10_000  # steps of 1/512 m, ViRB 2021's farthest
 _CHECK_ROWS = 64
+_CPU = torch.device("cpu")
 
 
 @dataclass
@@ -55,7 +56,9 @@ class DenseSplit:
 
     def maps(self, samples: np.ndarray) -> list[Tensor]:
         """For each tensor of the request (B, C, h, w), or (B, K, C, h, w) where samples have K images."""
-        return [features.gather(samples) for features in self.role.maps]
+        kinds = {getattr(features, "index_device", _CPU) for features in self.role.maps}
+        index = {device: samples if device.type == "cpu" else sent(samples, device) for device in kinds}
+        return [features.gather(index[getattr(features, "index_device", _CPU)]) for features in self.role.maps]
 
     def window_maps(self, samples: np.ndarray) -> list[Tensor]:
         """The same of all windows of these samples, one after the other."""
@@ -63,13 +66,13 @@ class DenseSplit:
 
     def read(
         self, batches: Iterable[np.ndarray], grids: Collection[tuple[int, int]] = (), of_windows: bool = False
-    ) -> Generator[tuple[np.ndarray, list[Tensor], dict[tuple[int, int], Tensor]], None, None]:
-        """Each batch of samples with its maps (``of_windows``: those of all windows) and its targets at these grids. What takes long to
-        read is read ahead; of a stream the images are decoded ahead."""
+    ) -> Generator[tuple[np.ndarray, list[Tensor], dict[tuple[int, int], tuple[Tensor, int]]], None, None]:
+        """Each batch of samples with its maps (``of_windows``: those of all windows) and its targets at these grids, as ``counted_at_grid``
+        gives them. What takes long to read is read ahead; of a stream the images are decoded ahead."""
 
-        def read(samples: np.ndarray) -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
+        def read(samples: np.ndarray) -> tuple[list[Tensor], dict[tuple[int, int], tuple[Tensor, int]]]:
             maps = self.window_maps(samples) if of_windows else self.maps(samples)
-            return maps, {grid: self.at_grid(samples, grid) for grid in grids}
+            return maps, {grid: self.counted_at_grid(samples, grid) for grid in grids}
 
         if any(getattr(features, "reads_ahead", False) for features in self.role.maps):
             with closing(read_ahead(read, batches, self.device)) as ahead:
@@ -104,13 +107,23 @@ class DenseSplit:
     def at_grid(self, samples: np.ndarray, grid: tuple[int, int]) -> Tensor:
         """Targets in the frame of the present view at ``grid`` cells that cover its canvas, on the device: labels int64 (B, gh, gw), others
         float32 with their channels in front where they have any."""
+        return self.counted_at_grid(samples, grid)[0]
+
+    def counted_at_grid(self, samples: np.ndarray, grid: tuple[int, int]) -> tuple[Tensor, int]:
+        """The same, and how many of the cells say something: counted on the host, for nobody is to wait for a GPU to know that."""
         key = (self._view, grid)
         if key not in self._kept:
             budget = _KEPT_BYTES - sum(kept.nbytes for kept in self._kept.values()) if self.comes_again else 0
             self._kept[key] = _Kept(len(self), budget)
-        stacked = self._kept[key].get(samples, lambda sample: self._sampled(sample, grid))
-        tensor = torch.from_numpy(stacked).to(self.device, non_blocking=True)
-        return tensor.long() if self.target.kind == "labels" else tensor.float()
+        stacked, cells = self._kept[key].get(samples, lambda sample: self._sampled(sample, grid), self._valid_cells)
+        tensor = sent(stacked, self.device)
+        return tensor.long() if self.target.kind == "labels" else tensor.float(), cells
+
+    def _valid_cells(self, target: np.ndarray) -> int:
+        """Of one sample's target at a grid."""
+        if self.target.kind in ("labels", "mask"):
+            return int((target != IGNORED).sum())
+        return int(np.isfinite(target if self.target.kind == "depth" else target[0]).sum())
 
     def _sampled(self, sample: int, grid: tuple[int, int]) -> np.ndarray:
         target = self.native(sample)
@@ -168,24 +181,28 @@ class _Kept:
     most_bytes: int
     values: np.ndarray | None = None
     there: np.ndarray | None = None
+    cells: np.ndarray | None = None  # of each that say something
 
     @property
     def nbytes(self) -> int:
         return 0 if self.values is None else self.values.nbytes
 
-    def get(self, samples: np.ndarray, read: Any) -> np.ndarray:
-        if self.values is None or self.there is None:
+    def get(self, samples: np.ndarray, read: Any, count: Callable[[np.ndarray], int]) -> tuple[np.ndarray, int]:
+        """Those of these samples, and the sum of ``count`` over them."""
+        if self.values is None or self.there is None or self.cells is None:
             first = read(int(samples[0]))
             keep = first.nbytes * self.length <= self.most_bytes
             self.there = np.zeros(self.length if keep else 0, dtype=bool)
             self.values = np.empty((len(self.there), *first.shape), dtype=first.dtype)
+            self.cells = np.zeros(len(self.there), dtype=np.int64)
         if not len(self.there):
-            return np.stack(_read_all(read, samples))
+            values = _read_all(read, samples)
+            return np.stack(values), sum(map(count, values))
         missing = samples[~self.there[samples]]
         for sample, value in zip(missing.tolist(), _read_all(read, missing), strict=True):
-            self.values[sample] = value
+            self.values[sample], self.cells[sample] = value, count(value)
         self.there[missing] = True
-        return self.values[samples]
+        return self.values[samples], int(self.cells[samples].sum())
 
 
 def _read_all(read: Any, samples: Sequence[int] | np.ndarray) -> list[np.ndarray]:

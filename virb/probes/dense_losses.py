@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -57,10 +57,17 @@ def cross_entropy(values: Tensor, target: Tensor, weights: Sequence[float] | Non
         return F.cross_entropy(values.float(), classes, ignore_index=IGNORED, reduction="sum") / count.clamp_min(1)
     if len(weights) != values.shape[1]:
         raise UserError(f"the loss cross_entropy has {len(weights)} weights, but there are {values.shape[1]} classes")
-    weight = torch.tensor(weights, dtype=torch.float32, device=values.device)
+    weight = _weight(tuple(weights), values.device)
     valid = classes != IGNORED
     total = (weight[classes.masked_fill(~valid, 0)] * valid).sum()
     return F.cross_entropy(values.float(), classes, weight, ignore_index=IGNORED, reduction="sum") / total.clamp_min(_TINY)
+
+
+@lru_cache(maxsize=16)
+def _weight(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Sent to a device once, and not at every step."""
+    with torch.inference_mode(False):  # scoring asks, too, and what it makes could not train
+        return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def bce(values: Tensor, target: Tensor) -> Tensor:

@@ -16,17 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virb.config.dense import DenseConfig
-from virb.data.placement import IGNORED, flow_to_native, labels_to_native, squashed, to_native
+from virb.data.placement import flow_to_native, labels_to_native, sent, squashed, to_native
 from virb.data.windows import merge_windows
 from virb.errors import ViRBError
 from virb.metrics.base import Statistics, find_metric
-from virb.metrics.segmentation import LabelMaps
+from virb.metrics.segmentation import LabelMaps, counts_on_host, pixel_counts
 from virb.probes.base import Predictions
 from virb.probes.dense_data import DenseSplit
 from virb.probes.dense_losses import DenseLoss
 from virb.probes.dense_outputs import prediction, values
 
 _WINDOWS_AT_ONCE = 16
+_PENDING_BYTES = 1 << 26
 
 
 @dataclass
@@ -36,7 +37,7 @@ class DenseSheet:
     parts: dict[str, list[Statistics]] = field(default_factory=dict)
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
     loss_sum: float = 0.0
-    loss_cells: float = 0.0
+    loss_cells: int = 0
 
     @property
     def loss(self) -> float | None:
@@ -51,6 +52,14 @@ class DenseSheet:
 
     def predictions(self) -> Predictions:
         return Predictions(None, self.loss, self.statistics())
+
+
+@dataclass
+class _Pending:
+    """What a device has summed up of one head and nobody has read yet: who reads a number waits until all work before it is done."""
+
+    loss: Tensor  # float64, times cells
+    counts: list[Tensor] = field(default_factory=list)  # of pixels, (B, 3 C + 1) of each batch
 
 
 @torch.inference_mode()
@@ -71,6 +80,9 @@ def score_heads(
     ``score_size``: predictions and targets meet in the frame of the input, at this longer side, instead of at native size.
     """
     sheets = {name: DenseSheet() for name in heads}
+    labels = split.target.kind in ("labels", "mask")
+    counted = [metric for metric in metrics if labels and find_metric(metric).of_counts is not None]
+    pending = {name: _Pending(torch.zeros((), dtype=torch.float64, device=split.device)) for name in heads}
     for head in heads.values():
         head.eval()
     split.set_epoch(0)
@@ -82,17 +94,43 @@ def score_heads(
             sheet = sheets[name]
             found = _values(head, maps, split, configs[name])
             if split.seen.windows is None:
-                _add_loss(sheet, at_size(found, grids[name], configs[name].every_output), split, samples, loss)
+                at_grid = at_size(found, grids[name], configs[name].every_output)
+                target, cells = split.counted_at_grid(samples, grids[name])
+                if cells:
+                    pending[name].loss += loss(at_grid, target).double() * cells
+                    sheet.loss_cells += cells
             predicted = _predictions(found, split, samples, targets, score_size)
-            wrapped: Any = LabelMaps(predicted, split.n_classes or 2) if split.target.kind in ("labels", "mask") else predicted
+            wrapped: Any = LabelMaps(predicted, split.n_classes or 2) if labels else predicted
+            if counted:
+                pending[name].counts.append(pixel_counts(wrapped, compared))
             for metric in metrics:
-                sheet.parts.setdefault(metric, []).append(find_metric(metric).statistics(wrapped, compared))
+                if metric not in counted:
+                    sheet.parts.setdefault(metric, []).append(find_metric(metric).statistics(wrapped, compared))
             for place, sample in enumerate(samples.tolist()):
                 if sample in picture:
                     sheet.pictures[sample] = predicted[place].cpu().numpy()
+        if sum(one.nbytes for held in pending.values() for one in held.counts) > _PENDING_BYTES:
+            _settle(sheets, pending, counted)
         done += len(samples)
         tell(done, len(split))
+    _settle(sheets, pending, counted)
+    for sheet in sheets.values():
+        sheet.parts = {metric: sheet.parts[metric] for metric in metrics if metric in sheet.parts}
     return sheets
+
+
+def _settle(sheets: Mapping[str, DenseSheet], pending: Mapping[str, _Pending], counted: Sequence[str]) -> None:
+    """Reads what is pending, all heads at once."""
+    sums = torch.stack([held.loss for held in pending.values()]).tolist()
+    counts = [one for held in pending.values() for one in held.counts]
+    rows = torch.cat(counts).cpu().numpy() if counts else np.zeros((0, 1), dtype=np.int64)
+    for (name, held), loss_sum, own in zip(pending.items(), sums, np.split(rows, len(pending)), strict=True):
+        sheets[name].loss_sum = loss_sum  # of all batches so far
+        for metric in counted if held.counts else ():
+            of_counts = find_metric(metric).of_counts
+            if of_counts is not None:
+                sheets[name].parts.setdefault(metric, []).append(of_counts(counts_on_host(own)))
+        held.counts.clear()
 
 
 def raw_values(head: nn.Module, maps: list[Tensor], split: DenseSplit, config: DenseConfig) -> Tensor:
@@ -108,22 +146,6 @@ def _values(head: nn.Module, maps: list[Tensor], split: DenseSplit, config: Dens
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _add_loss(sheet: DenseSheet, found: Tensor, split: DenseSplit, samples: np.ndarray, loss: DenseLoss) -> None:
-    target = split.at_grid(samples, (found.shape[-2], found.shape[-1]))
-    cells = valid_cells(target, split.target.kind)
-    if cells:
-        sheet.loss_sum += float(loss(found, target)) * cells
-        sheet.loss_cells += cells
-
-
-def valid_cells(target: Tensor, kind: str) -> int:
-    """How many cells of targets at a grid say something."""
-    if kind in ("labels", "mask"):
-        return int((target != IGNORED).sum())
-    plane = target if kind == "depth" else target[:, 0]
-    return int(torch.isfinite(plane).sum())
-
-
 def at_size(found: Tensor, grid: tuple[int, int], every_output: bool = False) -> Tensor:
     """(B, C, h, w) -> (B, C, *grid), bilinear. With ``every_output`` fewer cells are the means of what they cover."""
     if found.shape[-2:] == grid:
@@ -137,7 +159,7 @@ def _compared(split: DenseSplit, samples: np.ndarray, targets: list[np.ndarray],
     """What predictions are compared with: the targets themselves, on the device, or in the frame of the input."""
     if split.target.at == "view" or score_size is not None:
         return list(split.at_grid(samples, view_grid(split, score_size)))
-    return [torch.from_numpy(np.ascontiguousarray(target)).to(split.device) for target in targets]
+    return [sent(np.ascontiguousarray(target), split.device) for target in targets]
 
 
 def view_grid(split: DenseSplit, score_size: int | None) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from virb.probes.dense_data import DenseSplit
 from virb.probes.dense_heads import DenseLinear
 from virb.probes.dense_losses import DenseLoss
 from virb.probes.dense_outputs import values
-from virb.probes.dense_score import DenseSheet, at_size, raw_values, score_heads, valid_cells
+from virb.probes.dense_score import DenseSheet, at_size, raw_values, score_heads
 from virb.probes.dense_stack import form_of, learn_together
 from virb.probes.selection import preference
 
@@ -139,8 +139,9 @@ def train_heads(
             break
         _train_epoch(live, fit, recipe, loss, grids, epoch, steps, on_step)
         sheets = _score(live, score, recipe, loss, grids, epoch)
-        for member in live:
-            _conclude(member, trained[member.name], epoch, sheets.get(member.name), score, recipe)
+        sums = torch.stack([member.loss for member in live]).tolist()  # the host waits for the steps of an epoch once
+        for member, loss_sum in zip(live, sums, strict=True):
+            _conclude(member, loss_sum, trained[member.name], epoch, sheets.get(member.name), score, recipe)
         if checkpoint is not None and time.monotonic() - saved_at >= save_every_s:
             _save(checkpoint, fingerprint, epoch, members, trained)
             saved_at = time.monotonic()
@@ -166,12 +167,13 @@ def _train_epoch(
     compared_at = {grids[member.name] for member in members}
     with closing(fit.read(batches, compared_at)) as read:
         for step, (_, maps, targets) in enumerate(read):
-            cells = {grid: valid_cells(target, fit.target.kind) for grid, target in targets.items()}
-            able = [member for member in members if cells[grids[member.name]]]  # else every pixel is void: there is nothing to learn from
+            able = [
+                member for member in members if targets[grids[member.name]][1]
+            ]  # else every pixel is void: there is nothing to learn from
             for group, stacks in _groups(able, maps):
                 for member in group:
                     member.set_rates(step)
-                losses = [_loss_of(member, fit, targets[grids[member.name]], loss) for member in group]
+                losses = [_loss_of(member, fit, targets[grids[member.name]][0], loss) for member in group]
                 if stacks:
                     means = learn_together([cast(DenseLinear, member.head) for member in group], maps, losses)
                 else:
@@ -179,7 +181,7 @@ def _train_epoch(
                         means = [losses[0](raw_values(group[0].head, maps, fit, group[0].config))]
                         means[0].backward()
                 for member, mean in zip(group, means, strict=True):
-                    member.step(mean, cells[grids[member.name]])
+                    member.step(mean, targets[grids[member.name]][1])
             on_step((epoch - 1) * steps + step + 1, recipe.last * steps)
 
 
@@ -240,12 +242,18 @@ def _score(
 
 
 def _conclude(
-    member: _Member, kept: TrainedHead, epoch: int, sheet: DenseSheet | None, score: DenseSplit | None, recipe: DenseRecipe
+    member: _Member,
+    loss_sum: float,
+    kept: TrainedHead,
+    epoch: int,
+    sheet: DenseSheet | None,
+    score: DenseSplit | None,
+    recipe: DenseRecipe,
 ) -> None:
     """Notes what the epoch gave, and keeps the head if it is the best so far."""
     record: Record = {"epoch": epoch, "lr": float(member.rates[-1])}
     if member.cells:
-        record["train_loss"] = float(member.loss) / member.cells
+        record["train_loss"] = loss_sum / member.cells
     if sheet is not None and score is not None:
         record |= {f"{score.name}_{metric}": value for metric, value in sheet.numbers().items()}
         if sheet.loss is not None:

@@ -45,7 +45,7 @@ def usable_samples(samples: Samples, bad: Mapping[int, str], images: ImageList, 
 def pick(samples: Samples, target: str | None, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
     """Row values, row offsets and targets (None without a ``target``) of the chosen samples."""
     lengths = np.diff(samples.row_offsets)[chosen]
-    values = np.concatenate([samples.rows(int(i)) for i in chosen]) if len(chosen) else np.zeros(0, dtype=np.int64)
+    values = samples.rows_of(chosen)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return values, offsets, None if target is None else pick_targets(samples.targets[target], chosen)
 
@@ -249,7 +249,7 @@ class ImageBatches:
 
     def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
         order = np.arange(len(self)) if order is None else np.asarray(order)
-        rows = np.concatenate([np.zeros(0, np.int64), *(self._samples.rows(int(self._chosen[i])) for i in order)])
+        rows = self._samples.rows_of(self._chosen[order])
         at_once, pin = batch_size * self._per_sample, self._device.type == "cuda"
         # One load for all batches: its threads decode the next ones while the probe is at work on this one.
         loaded = load_batches(self._images, rows, (self._geometry,), at_once, self._threads, "error", None, pin, self._kept)

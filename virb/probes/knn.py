@@ -6,7 +6,8 @@ reported samples are compared with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -152,6 +153,8 @@ def _score(
     pieces = [(group, number) for group in range(len(groups)) for number in range(len(blocks))]
 
     targets = bank.targets, queries.targets
+    if len(groups) > 1:  # each goes through all of both
+        bank, queries = bank.held(), queries.held()
 
     def find(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         for group in dict.fromkeys(pieces[number][0] for number in numbers):
@@ -189,19 +192,20 @@ def _search(
     index = None if first.index == "exact" else _faiss_index(first, bank, data.width)
     several = max(1, _QUERIES // max(1, data.width) // max(map(len, blocks)))
     together = [blocks[start : start + several] for start in range(0, len(blocks), several)]
-    for number, here in enumerate(together):
-        x = _prepared(queries.features(torch.cat(list(here))), first.normalise)
-        if index is None:
-            similarity, neighbour = _exact(x, bank, k, first.normalise, steps, number, len(together))
-        else:
-            similarity, neighbour = _by_index(index, x, k)
-        steps.tell((number + 1) / len(together))
-        sizes = [len(positions) for positions in here]
-        known, asked = targets
-        for positions, near, rows in zip(here, similarity.split(sizes), neighbour.split(sizes), strict=True):
-            sheets = {name: Sheet(metrics) for name in group}
-            _vote(group, near, rows, known, asked[positions.to(asked.device)], data.n_outputs, sheets)
-            yield sheets
+    known, asked = targets
+    with closing(queries.pieces([torch.cat(list(here)) for here in together])) as pieces:
+        for number, (here, (_, x)) in enumerate(zip(together, pieces, strict=True)):
+            x = _prepared(x, first.normalise)
+            if index is None:
+                similarity, neighbour = _exact(x, bank, k, first.normalise, steps, number, len(together))
+            else:
+                similarity, neighbour = _by_index(index, x, k)
+            steps.tell((number + 1) / len(together))
+            sizes = [len(positions) for positions in here]
+            for positions, near, rows in zip(here, similarity.split(sizes), neighbour.split(sizes), strict=True):
+                sheets = {name: Sheet(metrics) for name in group}
+                _vote(group, near, rows, known, asked[positions.to(asked.device)], data.n_outputs, sheets)
+                yield sheets
 
 
 def _vote(
@@ -236,20 +240,23 @@ def _first(k: int) -> Any:
 
 
 def _prepared(x: Tensor, cosine: bool) -> Tensor:
-    return normalise(x.clone()) if cosine else x.contiguous()
+    """In place."""
+    return normalise(x) if cosine else x
 
 
-def _pieces(bank: Split, width: int, cosine: bool, device: torch.device) -> Iterator[Tensor]:
-    for positions in bank.chunks(piece_rows(width, device)):
-        yield _prepared(bank.features(positions), cosine)
+def _pieces(bank: Split, width: int, cosine: bool, device: torch.device) -> Generator[Tensor, None, None]:
+    with closing(bank.pieces(bank.chunks(piece_rows(width, device)))) as pieces:
+        for _, x in pieces:
+            yield _prepared(x, cosine)
 
 
 def _exact(x: Tensor, bank: Split, k: int, cosine: bool, steps: _Steps, block: int, blocks: int) -> tuple[Tensor, Tensor]:
     found, start = Nearest(x, k), 0
-    for piece in _pieces(bank, x.shape[1], cosine, x.device):
-        found.update(piece, start)
-        start += len(piece)
-        steps.tell((block + start / len(bank)) / blocks)
+    with closing(_pieces(bank, x.shape[1], cosine, x.device)) as pieces:
+        for piece in pieces:
+            found.update(piece, start)
+            start += len(piece)
+            steps.tell((block + start / len(bank)) / blocks)
     return found.similarity, found.index
 
 
@@ -259,7 +266,6 @@ def _faiss_index(config: KnnConfig, bank: Split, width: int) -> Any:
     faiss.omp_set_num_threads(torch.get_num_threads())
     index: Any = faiss.IndexFlatIP(width)
     device = bank.targets.device if bank.targets is not None else torch.device("cpu")
-    pieces = _pieces(bank, width, config.normalise, device)
     if config.index == "ivf":
         nlist = min(config.nlist or max(1, round(4 * len(bank) ** 0.5)), len(bank))
         index = faiss.IndexIVFFlat(index, width, nlist, faiss.METRIC_INNER_PRODUCT)
@@ -267,14 +273,16 @@ def _faiss_index(config: KnnConfig, bank: Split, width: int) -> Any:
         index.cp.min_points_per_centroid = 1  # small banks are no reason for a warning
         # Cells are made from samples spread over the whole bank, 256 for each at most.
         spread = torch.linspace(0, len(bank) - 1, min(len(bank), 256 * nlist), dtype=torch.float64).long()
-        index.train(_prepared(bank.features(spread), config.normalise).cpu().numpy())
+        ((_, sample),) = bank.pieces([spread])
+        index.train(_prepared(sample, config.normalise).cpu().numpy())
     if device.type == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > (device.index or 0):
         nprobe = getattr(index, "nprobe", None)
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
         if nprobe is not None:
             index.nprobe = nprobe
-    for piece in pieces:
-        index.add(piece.cpu().numpy())
+    with closing(_pieces(bank, width, config.normalise, device)) as pieces:
+        for piece in pieces:
+            index.add(piece.cpu().numpy())
     return index
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -127,6 +128,7 @@ def fit_heads(
     if fit.targets is None:
         raise ViRBError(f"the {fit.name} samples have no targets")
     fit.set_epoch(0)
+    fit = fit.held()  # each of some hundred evaluations reads all of it
     classes, targets = torch.unique(fit.targets, return_inverse=True)
     if len(classes) < 2:
         raise ViRBError(f"all {len(fit):,} {fit.name} samples are of one class; a head needs at least two")
@@ -158,14 +160,16 @@ def _solve(
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     divisor = torch.where(spread > 0, spread, 1.0) if config.standardise else torch.ones_like(spread)
 
-    def read(positions: Tensor) -> Tensor:
-        return fit.features(positions).to(dtype) / divisor.to(dtype)
+    def read(chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        with closing(fit.pieces(chunks)) as pieces:
+            for positions, x in pieces:
+                yield positions, x.to(dtype).div_(divisor.to(dtype)) if config.standardise else x
 
     def tell(done: int, left: int) -> None:
         context.progress("L-BFGS", min(done, config.max_iter), config.max_iter)
 
     fitted = fit_softmax(
-        read if config.standardise else fit.features,
+        read,
         targets,
         len(classes),
         [configs[name].C for name in names],

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import BaseModel
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from virb.config.check import Strict
 from virb.errors import ViRBError
@@ -67,6 +68,12 @@ class NcmProbe:
         return Outcome([Run(settings.seeds[0], outcomes, chosen)], chosen, data.index_lists, data.selected_on, notes)
 
 
+def _by_product(sums: Tensor, targets: Tensor, x: Tensor) -> Tensor:
+    """Each row of ``x`` added to the row of ``sums`` that its target names. ``index_add_`` on a GPU adds in an order that differs from time
+    to time; a product has one order."""
+    return sums.addmm_(one_hot(targets, len(sums)).to(x.dtype).t(), x)
+
+
 def class_means(fit: Split, n_outputs: int, metric: Distance) -> Stack:
     """The linear head whose arg max is the nearest class mean: for the Euclidean distance 2 (x - m) . (mu - m) - |mu - m|^2, m being the
     mean of all means; for the cosine x . mu / |mu| (the length of x changes no order). A class without a sample is never the nearest."""
@@ -75,12 +82,11 @@ def class_means(fit: Split, n_outputs: int, metric: Distance) -> Stack:
     fit.set_epoch(0)
     sums: Tensor | None = None
     count = torch.zeros(n_outputs, dtype=torch.float64, device=fit.targets.device)
-    for positions in fit.chunks(_READ):
-        x = fit.features(positions)
+    for positions, x in fit.batches(fit.chunks(_READ)):
         x = (normalise(x.clone()) if metric == "cosine" else x).double()
         targets = fit.targets[positions.to(fit.targets.device)]
         sums = x.new_zeros(n_outputs, x.shape[1]) if sums is None else sums
-        sums.index_add_(0, targets, x)
+        sums = sums.index_add_(0, targets, x) if sums.device.type == "cpu" else _by_product(sums, targets, x)
         count.index_add_(0, targets, torch.ones_like(targets, dtype=torch.float64))
     if sums is None:
         raise ViRBError(f"there are no {fit.name} samples")

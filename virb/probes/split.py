@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from virb.errors import UserError, ViRBError
 from virb.features.ahead import expecting, read_ahead
+from virb.features.limits import working_tier
 from virb.probes.base import Features, RoleData
 
 _CPU = torch.device("cpu")
@@ -24,6 +26,7 @@ _READ_BYTES = 16 << 20  # of float32, read at once: three of these are in memory
 _MOST_READ = {"cpu": _READ_BYTES, "cuda": 128 << 20}
 _READERS = {"cpu": 1, "cuda": 2}
 _READS = 16  # an epoch has at least, or steps would wait for a good part of it
+_PLENTY = 8  # times what features held in memory take
 _ALIGNED = 64  # bytes: where torch lets a tensor begin
 
 
@@ -72,15 +75,51 @@ class Split:
 
     def _ahead(self, chunks: Iterable[Tensor], device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Several chunks are one read: a file is visited once for all of them, in its own order."""
-        width = 4 * math.prod(self.parts[0][0].shape or ())
-        most = max(_READ_BYTES, min(_MOST_READ[device.type], len(self) * width // _READS))
-        groups = _grouped(chunks, most // max(width, 1))
+        most = max(_READ_BYTES, min(_MOST_READ[device.type], len(self) * self._width // _READS))
+        groups = _grouped(chunks, most // self._width)
         reads = read_ahead(lambda group: self.features(torch.cat(group)), groups, device, threads=_READERS[device.type])
         with closing(reads):
             for group, values in reads:
                 for positions, here in zip(group, values.split([len(positions) for positions in group]), strict=True):
                     # Products may round otherwise where a tensor begins elsewhere: chunks lie in memory as if each were read alone.
                     yield positions, here if here.data_ptr() % _ALIGNED == 0 else here.clone()
+
+    @property
+    def _width(self) -> int:
+        """Bytes of a sample in float32."""
+        return max(1, 4 * math.prod(self.parts[0][0].shape or ()))
+
+    def pieces(self, chunks: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """The same for chunks that may be long, each in memory of its own, which may be written to: slow features are put together from
+        short reads, so that reading ahead takes no more memory than ``batches`` does."""
+        if not any(getattr(features, kind, False) for features, _ in self.parts for kind in ("reads_ahead", "decodes_ahead")):
+            return ((positions, self.features(positions)) for positions in chunks)  # gathered from where all of them are: a copy
+        return self._put_together(list(chunks))
+
+    def _put_together(self, chunks: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        parts = [positions.split(max(1, _READ_BYTES // self._width)) for positions in chunks]
+        with closing(self.batches([part for several in parts for part in several])) as reads:
+            for positions, several in zip(chunks, parts, strict=True):
+                whole: Tensor | None = None
+                filled = 0
+                for part, here in islice(reads, len(several)):
+                    whole = here.new_empty(len(positions), here.shape[1]) if whole is None else whole
+                    whole[filled : filled + len(part)] = here
+                    filled += len(part)
+                if whole is not None:
+                    yield positions, whole
+
+    def held(self) -> Split:
+        """The same samples for one who reads them many times: what a stream would encode anew each time is encoded once, if memory has
+        plenty of room for it."""
+        device = torch.device("cpu") if self.targets is None else self.targets.device
+        nbytes = len(self) * self._width
+        fastest = "host" if device.type == "cpu" else "device"
+        streams = any(getattr(features, "decodes_ahead", False) for features, _ in self.parts)
+        if not streams or not len(self) or working_tier(_PLENTY * nbytes, str(device), 1) != fastest:
+            return self
+        ((positions, values),) = self.pieces([torch.arange(len(self))])
+        return Split(self.name, ((_Held(values), positions),), self.targets)
 
     def _streamed(self, chunks: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
         reads: dict[int, tuple[Any, list[Tensor]]] = {}  # what each stream is asked for, in order
@@ -108,6 +147,27 @@ class Split:
         """Turns to the augmented view of this epoch (0-based), where features have several."""
         for features, _ in self.parts:
             features.set_epoch(epoch)
+
+
+class _Held:
+    """Features in memory (``virb.probes.base.Features``), of one view."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self.index_device = values, values.device
+        self.shape: tuple[int, ...] | None = tuple(values.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def gather(self, samples: Tensor | np.ndarray) -> Tensor:
+        return self._values[torch.as_tensor(samples, device=self.index_device)]
+
+    gather_rows = gather
+
+    def sample(self, index: int) -> list[Tensor]:
+        return [self._values[index]]
 
 
 def _grouped(chunks: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:
