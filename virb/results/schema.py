@@ -287,7 +287,9 @@ class RunRecord(Record):
     files: dict[str, str] = Field(default_factory=dict, description="every file as it was read")
     options: RunOptions = Field(default_factory=RunOptions, description="the command line, resolved")
     plan: dict[str, Any] = Field(
-        default_factory=dict, description="jobs, passes, geometries, sizes; images decoded, as counted in the decoder"
+        default_factory=dict,
+        description="jobs, passes, geometries, sizes; images to decode (for heads that train on streams: about), images decoded, as "
+        "counted in the decoder",
     )
     profile: dict[str, Any] = Field(default_factory=dict, description="where the time went: seconds of the workers by stage, rates")
     done: list[str] = Field(default_factory=list, description="<encoder>/<label>")
