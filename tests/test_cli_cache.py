@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -134,6 +136,99 @@ def test_what_a_run_uses_stays(call: Call, cache: FeatureCache) -> None:
         assert "2 entries of 1 encoder, 2.4 kB in c would fit too, but a run uses them: they stay" in out
         assert encoders_of(cache) == ["vit", "vit"]
     assert "removed 2 entries" in call("cache", "prune", "--cache_dir", "c", "--to", "0", "--yes")[1]
+
+
+@pytest.fixture
+def read_only(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be written below ``c`` any more."""
+    access, opening, place = os.access, io.open, Path("c").absolute()
+
+    def inside(path: object) -> bool:
+        return isinstance(path, str | os.PathLike) and Path(path).absolute().is_relative_to(place)
+
+    def refused(real: Callable[..., object]) -> Callable[..., object]:
+        def call(path: object, *arguments: object, **options: object) -> object:
+            if inside(path) or (arguments and inside(arguments[0])):
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
+    def open_(path: object, mode: str = "r", *arguments: object, **options: object) -> object:
+        if inside(path) and set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opening(path, mode, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and inside(path)) and access(path, mode))
+    monkeypatch.setattr(io, "open", open_)
+    monkeypatch.setattr("builtins.open", open_)
+    real = os.open
+
+    def os_open(path: object, flags: int, *arguments: object, **options: object) -> object:
+        if inside(path) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return real(path, flags, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", os_open)
+    for name in ("mkdir", "rename", "replace", "link", "unlink", "utime", "rmdir"):
+        monkeypatch.setattr(os, name, refused(getattr(os, name)))
+
+
+def numbers(out: Path) -> str:
+    """All of the table but the times."""
+    return re.sub(r"\d{4}-\d\d-\d\dT[^,]*", "", (out / "results.csv").read_text())
+
+
+def everything(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.usefixtures("read_only")
+def test_a_cache_that_cannot_be_written_but_has_everything_can_be_used(call: Call) -> None:
+    before, results = everything(Path("c")), numbers(Path("out"))
+    code, out, err = call("check", *FILES, "--force")
+    assert (code, err) == (0, "")
+    assert "0 images to decode" in out
+    code, out, err = call("run", *FILES, "--out", "again")
+    assert (code, err) == (0, "")
+    assert numbers(Path("again")) == results
+    for command in ("list", "size", "verify"):
+        assert call("cache", command, "--cache_dir", "c")[0] == 0
+    verify = call("cache", "verify", "--cache_dir", "c", "--experiment_list", "e.yaml", "--task_configs", "t.yaml", "--devices", "cpu:1")
+    assert verify[0] == 0
+    assert "4 encoded again to the same bits" in verify[1]
+    assert everything(Path("c")) == before
+    code, _, err = call("cache", "prune", "--cache_dir", "c", "--to", "0", "--yes")
+    assert code == 2
+    assert "Read-only file system" in err
+
+
+@pytest.mark.usefixtures("read_only")
+def test_a_cache_that_cannot_be_written_and_lacks_something_is_refused(call: Call) -> None:
+    for command in ("check", "run"):
+        code, _, err = call(command, *FILES, "--out", "again", "--input_size", "24")
+        assert code == 2
+        assert "--cache_dir  c cannot be written, and 4 of the 4 feature sets that are needed are not there; choose a folder" in err
+        assert not Path("again").exists()
+        code, _, err = call(command, *FILES, "--input_size", "24", "--only", "px", "--cache_dir", "c/below")
+        assert code == 2
+        assert "2 of the 2 feature sets that are needed are not there" in err
+    # Verifying makes nothing: what is there is compared.
+    verify = ("cache", "verify", "--cache_dir", "c", "--experiment_list", "e.yaml", "--task_configs", "more.yaml", "--devices", "cpu:1")
+    Path("more.yaml").write_text(TASKS + TASKS.replace("a: {task", "b: {task").replace("40", "41"))
+    code, out, _ = call(*verify)
+    assert code == 0
+    assert "4 encoded again to the same bits" in out
+
+
+def test_damage_in_a_cache_that_cannot_be_written_is_told(call: Call, cache: FeatureCache, request: pytest.FixtureRequest) -> None:
+    entry = next(entry for entry in stored_entries(cache) if entry.encoder == "vit" and entry.n_rows == 40)
+    cache.slice_path(entry.key, 0).write_bytes(b"")
+    request.getfixturevalue("read_only")
+    code, out, _ = call("run", *FILES, "--force")
+    assert code == 1
+    assert "0000000000.bin is damaged or gone, and c cannot be written: choose another --cache_dir" in out
+    assert "1 of 2 jobs failed, 1 done" in out
 
 
 def test_a_run_says_what_it_uses_while_it_runs(call: Call, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:

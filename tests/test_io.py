@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from virb import io
-from virb.errors import UserError, ViRBError
+from virb.errors import DiskFull, UserError, ViRBError
 from virb.io import (
     Held,
     Lease,
@@ -85,8 +85,8 @@ def test_readers_never_see_a_part(tmp_path):
 @pytest.mark.parametrize(
     ("number", "kind", "words"),
     [
-        (errno.ENOSPC, ViRBError, "the disk is full: cannot write"),
-        (errno.EDQUOT, ViRBError, "the disk is full: cannot write"),
+        (errno.ENOSPC, DiskFull, "the disk is full: cannot write"),
+        (errno.EDQUOT, DiskFull, "the disk is full: cannot write"),
         (errno.EROFS, UserError, "Read-only file system; choose a folder you may write to"),
         (errno.EACCES, UserError, "Permission denied; choose a folder you may write to"),
         (errno.EIO, ViRBError, "Input/output error"),

@@ -31,6 +31,7 @@ from virb.errors import ConfigError, Problem, UserError, did_you_mean
 from virb.features.layout import place
 from virb.features.passes import Numerics, PassOptions
 from virb.features.passes import encode as encode_pixels
+from virb.plan.budget import refuse_what_lacks
 from virb.plan.build import draft_plan
 from virb.plan.jobs import InMemory, RunSettings
 from virb.results.load import load_results
@@ -155,6 +156,7 @@ def run(
     if settings.device_kind == "cpu" and any(isinstance(config, InMemory) for config in encoders):
         settings = replace(settings, devices=settings.devices[:1])  # numbers do not depend on it
     draft = draft_plan(settings, encoders, configs, problems, texts=texts)
+    refuse_what_lacks(draft)
     with claim_if_writable(settings.out) as lease, planned(draft) as (plan, use):
         if not plan.to_do:
             nothing_to_do(plan)

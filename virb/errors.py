@@ -20,6 +20,10 @@ class UserError(ViRBError):
     """The user's input is wrong (a file, a key, a path); nothing was run. Exit code 2."""
 
 
+class DiskFull(ViRBError):
+    """There is no room for a file; the message names it."""
+
+
 class BadImage(ViRBError):
     """An image cannot be decoded; the message names it."""
 

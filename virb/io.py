@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from virb.errors import UserError, ViRBError
+from virb.errors import DiskFull, UserError, ViRBError
 
 
 def translate_os_error(error: OSError, path: Path) -> ViRBError:
     """The message a person needs for the usual troubles with a disk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ViRBError(f"the disk is full: cannot write {path}; free some space and run the same command again")
+        return DiskFull(f"the disk is full: cannot write {path}; free some space and run the same command again")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(f"cannot write {path}: {error.strerror}; choose a folder you may write to")
     return ViRBError(f"cannot write {path}: {error.strerror or error}")

@@ -105,14 +105,18 @@ def test_what_failed_was_decoded_all_the_same(bench: Bench, monkeypatch: pytest.
 
 @pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
 def test_a_stream_decodes_each_image_once(bench: Bench, monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
-    """Without the store: five epochs on 27 images, each followed by a look at the 3 held out, and two looks at the 12 to test on."""
+    """Without the store: five epochs on 27 images and a look at what was learned, each followed by a look at the 3 held out, and two at the
+    12 to test on."""
     stream = bench.task("pre_encode: false, augment: none, views: 1")
     bench.write(tasks=stream)
     bench.run_well("--cache_budget", "0", out=bench.folder / "without")
-    assert last_run(bench.folder / "without")["plan"]["decoded_images"] > 5 * 30
+    without = last_run(bench.folder / "without")["plan"]
+    assert without["decoded_images"] == 6 * 30 + 2 * 12 == without["images_to_decode"] == without["images_to_decode_in_training"]
+    assert "0 images to decode, and about 204 while heads train" in bench.run("--cache_budget", "0", command="check").text
     answer = bench.run_well(devices=devices)
     record = last_run(bench.out)
     assert record["plan"]["decoded_images"] == record["plan"]["images_to_decode"] == 42
+    assert record["plan"]["images_to_decode_in_training"] == 0
     assert any("decoded images of 2 image lists are kept" in note for note in record["plan"]["notes"])
     assert "decoded images of 2 image lists are kept" in answer.text
     assert bench.job()["streamed"]

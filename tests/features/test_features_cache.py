@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ import torch
 
 from virb.data.transforms import Geometry
 from virb.encoders.load import load_encoder
-from virb.errors import UserError, ViRBError
+from virb.errors import DiskFull, UserError
 from virb.features import cache as cache_module
 from virb.features.cache import SLICE_ROWS, DamagedSlices, EntryRecord, FeatureCache, as_stored, slice_bounds
 from virb.features.feature_set import MappedRows
@@ -136,8 +137,9 @@ def test_missing_and_complete(cache, small_slices):
     cache.write_slice(KEY, 4, values[4:8], {5: "five is broken"})
     assert cache.missing_slices(KEY, 10) == [(0, 4), (8, 10)]
     assert [cache.has_slice(KEY, start) for start in (0, 4, 8)] == [False, True, False]
-    with pytest.raises(ViRBError, match="run the same command again"):
+    with pytest.raises(DamagedSlices) as caught:
         cache.slices(KEY, 10)
+    assert caught.value.bounds == ((0, 4), (8, 10))
     assert cache.has_slice(KEY, 4)
     cache.write_slice(KEY, 0, values[:4], {})
     cache.write_slice(KEY, 8, values[8:], {9: "nine too"})
@@ -187,11 +189,13 @@ def test_damage_is_found_named_and_removed(cache, small_slices, damage):
         header.unlink()
     else:
         header.write_text({"header cut": header.read_text()[:40], "header other": '{"stop": 8}', "header list": "[1]"}[damage])
-    with pytest.raises(ViRBError, match=r"0000000004\.bin") as caught:
+    with pytest.raises(DamagedSlices, match=r"0000000004\.bin") as caught:
         cache.slices(KEY, 10)
-    assert "run the same command again" in str(caught.value)
+    assert caught.value.bounds == ((4, 8),)
+    assert cache.remove_damaged(KEY, caught.value.bounds) == [(4, 8)]
     assert cache.missing_slices(KEY, 10) == [(4, 8)]
     cache.write_slice(KEY, 4, values[4:8], {})
+    assert cache.remove_damaged(KEY, caught.value.bounds) == []  # for who comes later
     assert np.array_equal(MappedRows(cache.slices(KEY, 10)).read(np.arange(10)).numpy(), values.astype(np.float16))
 
 
@@ -199,8 +203,9 @@ def test_all_damage_is_found_at_once(cache, small_slices):
     fill(cache, np.ones((10, 3), dtype=np.float32))
     for start in (0, 8):
         (cache.entry_folder(KEY) / f"{start:010d}.bin").write_bytes(b"")
-    with pytest.raises(ViRBError, match="1 more of this entry"):
+    with pytest.raises(DamagedSlices, match="1 more of this entry") as caught:
         cache.slices(KEY, 10)
+    cache.remove_damaged(KEY, caught.value.bounds)
     assert cache.missing_slices(KEY, 10) == [(0, 4), (8, 10)]
 
 
@@ -376,3 +381,20 @@ def test_a_file_that_was_just_written_may_change_without_a_trace_and_is_read_aga
     cache.slices(KEY, 4)
     cache.slices(KEY, 4)
     assert len(read) == 2
+
+
+@pytest.mark.parametrize("at", ["bin", "json"])
+def test_a_slice_that_finds_the_disk_full_leaves_its_room_to_others(cache, monkeypatch, at):
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith(at):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DiskFull, match="the disk is full"):
+        cache.write_slice(KEY, 0, np.ones((3, 2), dtype=np.float32), {})
+    assert list(cache.entry_folder(KEY).iterdir()) == []
+    assert list(cache.no_room) == [KEY]
+    assert "the disk is full" in cache.no_room[KEY]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -206,3 +207,35 @@ def test_a_release_waits_for_jobs_that_fail_too() -> None:
         graph.finish(unit, UnitReport())
     assert graph.finished
     assert set(graph.failed) == {"job a", "job b"}
+
+
+def disk_with(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr("virb.plan.budget.shutil.disk_usage", lambda path: SimpleNamespace(total=10 * free, used=9 * free, free=free))
+
+
+def test_an_amount_is_no_more_than_the_disk_has(make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache"
+    plan = make_plan(THREE, {"t": SMALL}, cache_dir=folder)
+    largest, whole = size_of(plan, "c"), sum(made(plan).values())
+    disk_with(monkeypatch, round(1.1 * largest))
+    tight = make_plan(THREE, {"t": SMALL}, cache_dir=folder, cache_budget="10GB")
+    assert tight.notes[0].startswith(f"the disk of {folder} has {1.1 * largest / 1000:.3g} kB free: the cache budget is ")
+    assert tight.notes[0].endswith(" instead of 10GB")
+    assert "in 3 rounds" in tight.notes[1]
+    assert walk(tight)[1] <= 1.1 * largest
+    # What is there already counts as room: it is within the budget, and off the disk's free bytes.
+    cache = FeatureCache(folder)
+    there = {key for key, entry in plan.context.entries.items() if entry.wanted.encoder == "c"}
+    write(cache, plan, there)
+    disk_with(monkeypatch, round((whole - largest) / 0.95) + 1)
+    assert make_plan(THREE, {"t": SMALL}, cache_dir=folder, cache_budget="10GB").notes == ()
+    disk_with(monkeypatch, round((whole - largest) / 0.95) - 10)
+    assert "kB free: the cache budget is" in make_plan(THREE, {"t": SMALL}, cache_dir=folder, cache_budget="10GB").notes[0]
+
+
+def test_a_disk_that_is_full_streams_everything(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk_with(monkeypatch, 0)
+    plan = make_plan(THREE, {"t": SMALL}, cache_budget="10GB")
+    assert all(entry.streamed for entry in plan.context.entries.values())
+    assert "the cache budget is 0 B instead of 10GB" in plan.notes[0]
+    assert plan.notes[1].startswith("6 of 6 feature sets do not fit the cache budget (0 B)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -188,3 +189,33 @@ def test_units_and_reports_travel():
     assert pickle.loads(pickle.dumps(sent)) == sent
     report = UnitReport({"y": "why"}, "summary", ["note"], {"decoded": 3}, {"encode": 0.5})
     assert pickle.loads(pickle.dumps(report)) == report
+
+
+def test_units_that_nobody_waits_for_can_be_given_up():
+    graph = Graph(
+        [
+            unit("pass 0", (), ("a", "b")),
+            unit("pass 1", (), ("a", "b")),
+            unit("pass 2", (), ("a",)),
+            unit("job a", ("a",), ("result a",)),
+            unit("job b", ("b",), ("result b",)),
+            unit("tidy", (), ()),
+            Unit("kind", "after", "", (), ("c",), 1.0, after=("pass 2",)),
+            unit("job c", ("c",), ("result c",)),
+        ]
+    )
+    graph = Graph([replace(u, kind="probe" if "job" in u.key else "release" if u.key == "tidy" else "pass") for u in graph.units.values()])
+    graph.give_up_unused()
+    assert graph.given_up == []
+    assert run(graph, "pass 0", a="no room") == [("job a", "no room")]
+    graph.give_up_unused()
+    assert [u.key for u in graph.given_up] == ["pass 2"]  # b is wanted, and whoever came after it goes on
+    order = []
+    while (ready := graph.next_ready()) is not None:
+        graph.start(ready)
+        graph.give_up_unused()  # what a running unit reads is wanted, too
+        graph.finish(ready, UnitReport())
+        order.append(ready.key)
+    assert order == ["pass 1", "job b", "tidy", "after", "job c"]
+    assert graph.finished
+    assert graph.cost_left({}) == 0

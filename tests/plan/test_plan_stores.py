@@ -11,7 +11,7 @@ from plan_support import DIGITS, PIXELS, MakePlan
 
 from virb.features.cache import FeatureCache
 from virb.plan import build, stores, units
-from virb.plan.describe import check_report
+from virb.plan.describe import check_report, header
 from virb.plan.graph import Graph, Unit, UnitReport
 from virb.plan.jobs import Plan
 from virb.plan.measure import Meter
@@ -83,8 +83,6 @@ def test_no_room_no_gain_no_store(make_plan: MakePlan, monkeypatch: pytest.Monke
     # The training images come first: more reads for the same bytes.
     assert sum(kept_by(make_plan(None, {"t": STREAM}, cache_budget=str(TRAIN * IMAGE))).values()) == TRAIN * IMAGE
     assert not kept_by(make_plan(None, {"t": STREAM}, cache_budget="0"))
-    once = make_plan(None, {"t": {**STREAM, "num_epochs": 1}})
-    assert sum(kept_by(once).values()) == TEST * IMAGE  # the training images are read once, nothing is gained by keeping them
     monkeypatch.setattr(Meter, "decode", lambda self, images, geometry: 1e-7)
     cheap = make_plan(None, {"t": STREAM})
     assert not kept_by(cheap)
@@ -162,3 +160,35 @@ def test_every_key_that_may_be_read_is_in_use(make_plan: MakePlan) -> None:
     plan = make_plan(None, {"t": STREAM})
     draft = build.Draft(plan.settings, plan.context.encoders, plan.context.jobs, plan.context.entries, plan.context.lists)
     assert {store.key for found in plan.context.stores.values() for store in found.values()} <= stores.possible_stores(draft).keys()
+
+
+def test_what_streams_decode_is_in_the_plan(make_plan: MakePlan) -> None:
+    """Training images once an epoch and once in the end, with the tenth of them that is held out; those to test on twice."""
+    task = {**STREAM, "num_epochs": 7, "seeds": [0, 1]}
+    plan = make_plan({"a": PIXELS, "b": {**PIXELS, "args": {"side": 5}}}, {"t": task}, cache_budget="0")
+    each = (7 + 1) * 2 * TRAIN + 2 * TEST
+    assert (plan.rows_to_decode, plan.rows_of_streams) == (0, 2 * each)
+    text = "\n".join(check_report(plan, []))
+    assert f"; 0 images to decode, and about {2 * each:,} while heads train" in text
+    assert f"  streams {2 * each:,} images to decode, about, while heads train" in header(plan)
+    # Where the images are kept, and where features are.
+    assert make_plan(None, {"t": task}).rows_of_streams == 0
+    kept = make_plan(None, {"t": DIGITS})
+    assert kept.rows_of_streams == 0
+    assert "while heads train" not in "\n".join([*check_report(kept, []), *header(kept)])
+    # Views are random crops, which nobody keeps; a search does not train by epochs.
+    views = make_plan(None, {"t": {**task, "pre_encode": True, "views": 3, "augment": "crop-flip"}}, cache_budget="0")
+    assert views.rows_of_streams == pytest.approx(each, rel=0.15)
+    assert make_plan(None, {"t": {**DIGITS, "probe": "knn"}}, cache_budget="0").rows_of_streams == 3 * TRAIN + 2 * TEST
+
+
+def test_the_part_of_a_store_that_is_there_is_not_decoded(make_plan: MakePlan, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    plan = make_plan(None, {"t": STREAM}, cache_dir=folder)
+    cache = FeatureCache(folder)
+    store = next(s for by_geometry in plan.context.stores.values() for s in by_geometry.values() if s.n_rows == TRAIN)
+    cache.prepare(store.record, store.n_rows)
+    cache.write_slice(store.key, 512, np.zeros((512, 3, 32, 32), dtype=np.uint8), {})
+    epochs = plan.to_do[0].task.num_epochs
+    rest = make_plan(None, {"t": STREAM}, cache_dir=folder, cache_budget="0")
+    assert rest.rows_of_streams == (epochs + 1) * (TRAIN - 512) + 2 * TEST

@@ -38,6 +38,53 @@ def refuse():
     raise ModuleNotFoundError("no module of that name here")
 
 
+class Unpacked:
+    """A context that is more than a pipe holds, and does something as a worker reads it; it is ``folder`` then."""
+
+    def __init__(self, folder, does: str, *arguments) -> None:
+        self.given, self.packed = (str(folder), does, *arguments), 0
+
+    def __reduce__(self):
+        self.packed += 1
+        return unpack, (*self.given, "x" * 1_000_000)
+
+
+def unpack(folder: str, does: str, *arguments) -> str:
+    getattr(Unpacking, does)(Path(folder), *arguments[:-1])
+    return folder
+
+
+class Unpacking:
+    @staticmethod
+    def meet(folder, n):
+        """Goes on when n workers are at it."""
+        (folder / f"started {os.getpid()}").touch()
+        wait_for(lambda: n_started(folder) >= n)
+
+    @staticmethod
+    def one_only(folder, then):
+        """The first goes on; the others do not."""
+        try:
+            (folder / "first").mkdir()
+        except FileExistsError:
+            (folder / f"started {os.getpid()}").touch()
+            os._exit(5) if then == "die" else time.sleep(60)
+
+    @staticmethod
+    def die(folder, number):
+        (folder / f"started {os.getpid()}").touch()
+        os.kill(os.getpid(), number)
+
+    @staticmethod
+    def sleep(folder):
+        (folder / f"started {os.getpid()}").touch()
+        time.sleep(60)
+
+    @staticmethod
+    def wrong(folder):
+        raise ModuleNotFoundError("no module of that name here")
+
+
 def make_doer(context, device):
     """Each unit's payload is (action, argument ...); every unit leaves a line in ``context / log`` first."""
     if context == "broken":
@@ -118,8 +165,9 @@ class Actions:
         time.sleep(60)
 
     @staticmethod
-    def die_later(unit, tell, seconds):
-        """Done now, but the process dies while it has nothing to do."""
+    def die_later(unit, tell, seconds, folder):
+        """Done when another worker is at work, but the process dies while it has nothing to do."""
+        wait_for(lambda: len(log(folder)) == 2)
         threading.Timer(seconds, os._exit, (5,)).start()
 
     @staticmethod
@@ -146,6 +194,15 @@ class Watcher:
     def __init__(self) -> None:
         self.said: list[tuple] = []
         self.ticks = 0
+
+    def starting(self, slot):
+        self.said.append(("starting", "", slot))
+
+    def up(self, slot):
+        self.said.append(("up", "", slot))
+
+    def note(self, text):
+        self.said.append(("note", text))
 
     def started(self, slot, unit):
         self.said.append(("started", unit.key, slot))
@@ -320,7 +377,7 @@ def test_all_workers_die_again_and_again(tmp_path):
 
 def test_a_worker_that_dies_idle_is_replaced_when_there_is_work(tmp_path):
     units = [
-        unit("done, then dead", "die_later", 0.1),
+        unit("done, then dead", "die_later", 0.1, str(tmp_path)),
         unit("slow", "until_dead", str(tmp_path), "done, then dead", outputs=("a",)),
         unit("1", "sleep", 0.1, inputs=("a",)),
         unit("2", "sleep", 0.1, inputs=("a",)),
@@ -354,6 +411,78 @@ def test_a_context_that_cannot_travel(tmp_path):
     with pytest.raises(ViRBError, match=r"cannot be given what it needs .*this cannot travel.*one device"):
         run_units(graph, Refuses("sent"), ("cpu", "cpu"), make_doer, Watcher(), lambda unit, reason: None)
     assert multiprocessing.active_children() == []
+
+
+# Starting
+
+
+@pytest.fixture
+def three_cores(monkeypatch):
+    monkeypatch.setattr(local, "available_cores", lambda: 3)
+
+
+def run_with(context, units, devices=THREE) -> tuple[Graph, dict[str, str], Watcher]:
+    graph, watcher, lost = Graph(units), Watcher(), {}
+    run_units(graph, context, devices, make_doer, watcher, lambda unit, reason: lost.update({unit.key: reason}))
+    assert graph.finished
+    assert multiprocessing.active_children() == []
+    return graph, lost, watcher
+
+
+def test_workers_start_side_by_side_and_what_they_need_is_pickled_once(tmp_path, three_cores):
+    context = Unpacked(tmp_path, "meet", 3)  # none would be up if they came one after the other
+    _, lost, _ = run_with(context, [unit(f"{i}", "sleep", 0.1) for i in range(6)])
+    assert lost == {}
+    assert context.packed == 1
+    assert n_started(tmp_path) == 3
+
+
+def test_nobody_waits_for_a_worker_that_is_not_up_yet(tmp_path, three_cores):
+    began = time.monotonic()
+    _, lost, watcher = run_with(Unpacked(tmp_path, "one_only", "sleep"), [unit(f"{i}") for i in range(4)])
+    assert lost == {}
+    assert len({line["pid"] for line in log(tmp_path)}) == 1
+    assert time.monotonic() - began < 20
+    started = [said for said in watcher.said if said[0] in ("starting", "up")]
+    assert [said[0] for said in started].count("starting") == 3
+    assert [said[0] for said in started].count("up") == 1
+
+
+def test_no_more_workers_than_work_and_no_more_at_once_than_cores(tmp_path, monkeypatch):
+    _, _, watcher = run_with(str(tmp_path), [unit("1"), unit("2")])
+    assert [said[0] for said in watcher.said].count("starting") <= 2
+    monkeypatch.setattr(local, "available_cores", lambda: 1)
+    _, lost, watcher = run_with(str(tmp_path), [unit(f"{i}", "until_others", str(tmp_path), 5) for i in range(3)])
+    assert lost == {}
+    started = [said[0] for said in watcher.said if said[0] in ("starting", "up")]
+    assert started == ["starting", "up"] * 3
+
+
+def test_a_worker_that_dies_as_it_starts_is_missed_by_nobody(tmp_path, three_cores):
+    context = Unpacked(tmp_path, "one_only", "die")
+    _, lost, watcher = run_with(context, [unit(f"{i}", "sleep", 0.3) for i in range(8)])
+    assert lost == {}
+    notes = [said[1] for said in watcher.said if said[0] == "note"]
+    assert len(notes) == n_started(tmp_path) == 2
+    assert all(note.startswith("the worker on cpu died as it started (exit code 5: it ended by itself") for note in notes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_where_every_worker_dies_as_it_starts_all_is_lost_at_once(tmp_path, number):
+    units = [unit("0", outputs=("a",)), unit("needs it", inputs=("a",)), *(unit(f"{i}") for i in range(1, 50))]
+    graph, lost, watcher = run_with(Unpacked(tmp_path, "die", number), units)
+    assert lost == graph.failed
+    assert set(lost) == set(graph.units)
+    code = -9 if number == signal.SIGKILL else 143
+    assert all(reason.startswith(f"the worker on cpu died as it started (exit code {code}: ") for reason in lost.values())
+    assert n_started(tmp_path) == 3  # each slot once
+    assert watcher.keys("started") == []
+
+
+def test_a_context_that_cannot_be_read(tmp_path):
+    _, lost, _ = run_with(Unpacked(tmp_path, "wrong"), [unit("1"), unit("2")])
+    assert set(lost) == {"1", "2"}
+    assert all("ModuleNotFoundError: no module of that name here" in reason for reason in lost.values())
 
 
 def test_a_worker_that_talks_all_the_time_does_not_drown_the_others(tmp_path):
@@ -393,10 +522,22 @@ except KeyboardInterrupt:
 """
 
 
-def start_run(folder: Path, payloads: list[tuple]) -> subprocess.Popen[str]:
+# Workers that do not come up.
+STARTING = """
+import sys, test_runner_local as tests
+tests.local.available_cores = lambda: 3
+try:
+    tests.run_with(tests.Unpacked(sys.argv[1], "sleep"), [tests.unit(str(i)) for i in range(3)])
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.exit(130)
+"""
+
+
+def start_run(folder: Path, payloads: list[tuple], script: str = SCRIPT) -> subprocess.Popen[str]:
     here = Path(__file__).resolve().parent
     environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"}
-    command = [sys.executable, "-c", SCRIPT, str(folder), repr(payloads)]
+    command = [sys.executable, "-c", script, str(folder), repr(payloads)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
@@ -446,6 +587,25 @@ def test_ctrl_c_while_workers_start(tmp_path):
     out, err = process.communicate(timeout=8)
     assert (process.returncode, out, err) == (130, "interrupted\n", "")
     wait_for(lambda: not living(process.pid), 2)
+
+
+def test_ctrl_c_while_workers_import_what_they_need(tmp_path):
+    process = start_run(tmp_path, [], STARTING)
+    wait_for(lambda: n_started(tmp_path) == 3)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=5)
+    assert (process.returncode, out, err) == (130, "interrupted\n", "")
+    wait_for(lambda: not living(process.pid), 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_that_start_end_with_their_parent(tmp_path, number):
+    process = start_run(tmp_path, [], STARTING)
+    wait_for(lambda: n_started(tmp_path) == 3)
+    process.send_signal(number)
+    process.communicate(timeout=5)
+    assert process.returncode == -number
+    wait_for(lambda: not living(process.pid), 3)
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_stubborn(tmp_path):

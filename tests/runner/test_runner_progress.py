@@ -56,3 +56,31 @@ def test_the_table_tells_workers_apart():
     assert first.startswith("cpu:0 ")
     assert "256/512, all 256/5,797" in first
     assert second.split() == ["cpu:1", "waiting"]
+
+
+def test_a_worker_that_starts_is_neither_waiting_nor_idle(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    display, units, text = make(LineProgress, ("cpu", "cpu", "cpu"))
+    display.starting(0)
+    display.starting(1)
+    now[0] += 3.0
+    display.up(0)
+    now[0] += 1.0
+    display.started(0, units[0])
+    now[0] += 2.0
+    display.note("the worker on cpu died")
+    display.close()  # the second has not come up, the third was never wanted
+    assert display.busy == [5.0, 6.0, 0.0]
+    assert text.getvalue().splitlines()[-1].endswith("  note    the worker on cpu died")
+
+
+def test_the_table_says_which_workers_start():
+    display, _, _ = make(LiveProgress, ("cpu", "cpu"))
+    try:
+        display.starting(1)
+        out = io.StringIO()
+        Console(file=out, width=200).print(display._draw())
+    finally:
+        display.close()
+    assert [line.split() for line in out.getvalue().splitlines()[:2]] == [["cpu:0", "waiting"], ["cpu:1", "starting"]]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +19,14 @@ import torch
 
 from virb.config import Where, encoder_config_from_mapping, task_config_from_mapping
 from virb.errors import ViRBError
-from virb.features.cache import FeatureCache
+from virb.features.cache import DamagedSlices, FeatureCache, slice_bounds
 from virb.io import read_json
 from virb.plan.build import build_plan
 from virb.plan.graph import Graph
 from virb.plan.jobs import InMemory, Plan, RunSettings
 from virb.results.schema import VOLATILE
 from virb.runner import worker
+from virb.runner.local import run_units
 from virb.runner.worker import make_doer
 from virb.tasks.vocabulary import TaskVocabulary
 
@@ -182,10 +190,51 @@ def test_a_damaged_slice_is_made_again_by_the_job_that_finds_it(tmp_path, device
     again = plan_of(pixels(2), tmp_path, devices=devices, force=True)
     assert [unit.kind for unit in again.units if not unit.is_job] == []  # by the names of its files all is there
     doer, notes = do(again)
-    assert notes == ["features of e01 were damaged on disk: 1 slices made again"]
+    assert notes == ["features of e01 were damaged on disk: 1 slice made again"]
     assert results_of(again) == first
     assert path.read_bytes() == whole
     assert doer.held is None or doer.held.find(hurt) is None
+
+
+def test_a_damaged_slice_that_two_workers_find_is_made_once(tmp_path, monkeypatch):
+    tasks = [task_config_from_mapping(name, {**DIGITS, "batch_size": 64 * n}, WORDS, protocol=None) for n, name in ((1, "t"), (2, "u"))]
+    settings = RunSettings(out=tmp_path / "out", data_root=tmp_path, devices=("cpu", "cpu"))
+    plan = build_plan(settings, pixels(1), tasks)
+    do(plan)
+    cache = FeatureCache(plan.context.cache_folder)
+    (hurt,) = (key for key, entry in plan.context.entries.items() if entry.n_rows > 512)
+    whole = cache.slice_path(hurt, 512).read_bytes()
+    cache.slice_path(hurt, 512).write_bytes(b"")
+    again = build_plan(replace(settings, force=True), pixels(1), tasks)
+    jobs = [unit for unit in again.units if unit.is_job]
+    both, written, slices, write = threading.Barrier(2), [], FeatureCache.slices, FeatureCache.write_slice
+
+    def finding(self, key, n_rows):
+        try:
+            return slices(self, key, n_rows)
+        except DamagedSlices:
+            both.wait(20)  # each has found it before anybody makes it again
+            raise
+
+    def slow(self, key, start, *rest):
+        written.append((key, start))
+        time.sleep(0.2)
+        return write(self, key, start, *rest)
+
+    monkeypatch.setattr(FeatureCache, "slices", finding)
+    monkeypatch.setattr(FeatureCache, "write_slice", slow)
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(lambda job: make_doer(again.context, "cpu")(job, lambda *_: None), jobs))
+    assert written == [(hurt, 512)]
+    assert cache.slice_path(hurt, 512).read_bytes() == whole
+    assert sorted(len(report.notes) for report in reports) == [0, 1]
+    # What it took is told by who did it, and is no part of reading.
+    idle, busy = sorted(reports, key=lambda report: report.counts["streamed"])
+    assert (idle.counts["streamed"], busy.counts["streamed"]) == (0, 512)
+    assert busy.seconds["encode"] > 0
+    assert busy.seconds["write"] >= 0.2
+    assert busy.seconds["read"] < 0.2
+    assert "encode" not in idle.seconds
 
 
 def test_what_cannot_be_made_again_says_why(tmp_path, monkeypatch):
@@ -312,3 +361,56 @@ def test_a_job_alone_has_all_cores(tmp_path, monkeypatch):
     do(plan_of(pixels(1), tmp_path, devices=("cpu", "cpu")))
     do(plan_of(pixels(2), tmp_path / "two", devices=("cpu", "cpu")))
     assert given == [6, 3, 3]
+
+
+def test_where_the_disk_is_full_only_what_a_job_waits_for_is_made(tmp_path, monkeypatch):
+    """The larger entries find no room; the smaller of the same slices do, and nothing is encoded in vain after that."""
+    plan = plan_of([*pixels(1), *pixels(3)[2:]], tmp_path, devices=("cpu", "cpu"))  # two devices: all goes by the disk
+    small, large = ({key for key, entry in plan.context.entries.items() if entry.wanted.encoder == name} for name in ("e00", "e02"))
+    real, tried, write = os.replace, Counter(), FeatureCache.write_slice
+
+    def full(source, target):
+        if str(target).endswith(".bin") and Path(target).parent.name in large:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    def counting(self, key, *rest):
+        tried[key] += 1
+        return write(self, key, *rest)
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(FeatureCache, "write_slice", counting)
+    graph, notes, lost = Graph(plan.units), [], {}
+    doer = make_doer(plan.context, "cpu")
+    watcher = SimpleNamespace(**dict.fromkeys(("finished", "started", "tick", "advanced", "failed"), lambda *_: None), note=notes.append)
+    run_units(graph, None, ("cpu",), lambda *_: doer, watcher, lambda unit, reason: lost.update({unit.key: reason}))
+    assert graph.finished
+    assert list(lost) == ["job e02/t"]
+    assert "the disk is full" in lost["job e02/t"]
+    assert "job e00/t" in graph.done
+    slices = {key: len(slice_bounds(plan.context.entries[key].n_rows)) for key in small | large}
+    assert {key: tried[key] for key in small} == {key: slices[key] for key in small}
+    assert all(1 <= tried[key] < max(slices[key], 2) for key in large)
+    assert notes == []  # every pass had something to make
+
+
+def test_where_the_disk_is_full_passes_that_nobody_waits_for_are_not_run(tmp_path, monkeypatch):
+    plan = plan_of(pixels(2), tmp_path, devices=("cpu", "cpu"))
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".bin"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    graph, notes, lost, begun = Graph(plan.units), [], {}, []
+    doer = make_doer(plan.context, "cpu")
+    watcher = SimpleNamespace(**dict.fromkeys(("finished", "tick", "advanced", "failed"), lambda *_: None), note=notes.append)
+    watcher.started = lambda slot, unit: begun.append(unit.kind)
+    run_units(graph, None, ("cpu",), lambda *_: doer, watcher, lambda unit, reason: lost.update({unit.key: reason}))
+    assert set(lost) == {"job e00/t", "job e01/t"}
+    n_passes = sum(unit.kind == "pass" for unit in plan.units)
+    assert begun == ["pass"]
+    assert len(graph.given_up) == n_passes - 1 > 0
+    assert notes == ["the disk is full: features that no job waits for any more are not made"]

@@ -26,12 +26,14 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return check(options)
 
+    from virb.plan.budget import refuse_what_lacks
     from virb.plan.describe import header
     from virb.runner.profile import bound_line, profile_lines
     from virb.runner.run import claim_if_writable, execute, heads_not_kept, nothing_to_do, planned
 
     console = stdout()
     draft, texts = make_draft(options, console)
+    refuse_what_lacks(draft)
     with claim_if_writable(draft.settings.out) as lease, planned(draft) as (plan, use):
         # Planned under the lease, so that what is done already is known for certain.
         if not plan.to_do:
@@ -66,6 +68,7 @@ def _about_heads(n_jobs: int) -> list[str]:
 
 def check(options: argparse.Namespace) -> int:
     from virb.encoders.verify import Failed
+    from virb.plan.budget import refuse_what_lacks
     from virb.plan.describe import check_report, encoder_report
     from virb.plan.units import assemble
 
@@ -73,6 +76,7 @@ def check(options: argparse.Namespace) -> int:
     encoders: list[Verified | Failed] = []
     try:
         draft, _ = make_draft(options, console, on_encoder=encoders.append)
+        refuse_what_lacks(draft)
     except ConfigError as error:
         if options.debug:
             raise

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from virb.errors import ViRBError
-from virb.io import clean_temporaries, hash_record, make_folder, read_json, write_atomic, write_json
+from virb.errors import DiskFull, ViRBError
+from virb.io import clean_temporaries, hash_record, make_folder, read_json, write_atomic, write_json, writing
 
 SLICE_ROWS = 512  # fixed: passes are cut here whatever the number of devices, and encoding batches never cross a border
 LAYOUT = 1
@@ -36,7 +36,11 @@ _intact: dict[Path, tuple[int, int, int, int]] = {}
 
 
 class DamagedSlices(ViRBError):
-    """Slices that were there are damaged or gone."""
+    """Slices that were there are damaged or gone: ``bounds`` says which."""
+
+    def __init__(self, message: str, bounds: Sequence[tuple[int, int]]) -> None:
+        super().__init__(message)
+        self.bounds = tuple(bounds)
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,11 @@ def slice_bounds(n_rows: int) -> list[tuple[int, int]]:
 
 
 class FeatureCache:
-    """A folder of entries. Picklable: it holds the path only."""
+    """A folder of entries. Picklable and small."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.no_room: dict[str, str] = {}  # entries of which a slice found the disk full when this object wrote it, and what was said
 
     def entry_folder(self, key: str) -> Path:
         return self.folder / key[:2] / key
@@ -130,33 +135,44 @@ class FeatureCache:
             "crc32": zlib.crc32(data),
             "bad": {str(row): reason for row, reason in bad.items()},
         }
-        write_atomic(self.slice_path(key, start, "bin"), data)
-        seconds = {**facts.seconds, "write": time.perf_counter() - began}
-        facts = SliceFacts({stage: round(value, 4) for stage, value in seconds.items()}, facts.batch)
-        header["seconds"] = facts.seconds
-        if facts.batch is not None:
-            header["batch"] = list(facts.batch)
-        write_json(self.slice_path(key, start, "json"), header)
+        try:
+            write_atomic(self.slice_path(key, start, "bin"), data)
+            seconds = {**facts.seconds, "write": time.perf_counter() - began}
+            facts = SliceFacts({stage: round(value, 4) for stage, value in seconds.items()}, facts.batch)
+            header["seconds"] = facts.seconds
+            if facts.batch is not None:
+                header["batch"] = list(facts.batch)
+            write_json(self.slice_path(key, start, "json"), header)
+        except DiskFull as error:
+            self.no_room[key] = str(error)
+            with suppress(OSError):
+                if not self.has_slice(key, start):
+                    self.slice_path(key, start).unlink()  # values without their header are room for others
+            raise
         return facts
 
     def slices(self, key: str, n_rows: int) -> list[Slice]:
-        """All slices of a complete entry, in order. DamagedSlices where some are not what was written; those are removed, so that whoever
-        looks for missing ones makes them again. A file is read once by a process, and again when it has changed."""
-        found, damaged = [], []
-        for start, stop in slice_bounds(n_rows):
-            piece = self.read_slice(key, start, stop, known=_intact)
-            if piece is None:
-                with suppress(OSError):
-                    self.slice_path(key, start, "json").unlink()
-                damaged.append(self.slice_path(key, start, "bin"))
-            else:
-                found.append(piece)
+        """All slices of a complete entry, in order. DamagedSlices where some are not what was written. A process reads a file once, and
+        again when it has changed."""
+        found = [(bounds, self.read_slice(key, *bounds, known=_intact)) for bounds in slice_bounds(n_rows)]
+        damaged = [bounds for bounds, piece in found if piece is None]
         if damaged:
             more = f" (and {len(damaged) - 1} more of this entry)" if len(damaged) > 1 else ""
-            raise DamagedSlices(f"{damaged[0]} is damaged or gone{more}; what was left of it is removed: run the same command again")
+            first = self.slice_path(key, damaged[0][0])
+            raise DamagedSlices(f"{first} is damaged or gone{more}", damaged)
         with suppress(OSError):  # an archive that cannot be written can be read
             os.utime(self.entry_folder(key) / "record.json")  # its time says when the entry was last used
-        return found
+        return [piece for _, piece in found if piece is not None]
+
+    def remove_damaged(self, key: str, bounds: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Looks at these slices again, and takes away those that are damaged still, so that whoever looks for missing ones makes them:
+        these are returned. For the holder of the entry's lease (``virb.features.uses.alone``)."""
+        damaged = [(start, stop) for start, stop in bounds if self.read_slice(key, start, stop) is None]
+        for start, _ in damaged:
+            path = self.slice_path(key, start, "json")
+            with writing(path):
+                path.unlink(missing_ok=True)
+        return damaged
 
     def read_slice(self, key: str, start: int, stop: int, known: dict[Path, tuple[int, int, int, int]] | None = None) -> Slice | None:
         """Read and checked against its checksum; None when a file is gone, or is not what was written. Files of ``known`` are not read

@@ -20,7 +20,7 @@ from virb.data.images import ImageList
 from virb.data.loader import LoadedBatch, load_batches, on_device
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
-from virb.errors import ViRBError, describe
+from virb.errors import DiskFull, ViRBError, describe
 from virb.features.cache import FeatureCache, SliceFacts, as_stored
 from virb.features.clock import DeviceClock
 from virb.features.decoded import Keeper, Pixels
@@ -236,7 +236,11 @@ class _Slice:
                     continue
                 block = _as_block(self._kept.pop(item.key))
                 block = as_stored(block) if isinstance(block, np.ndarray) else block
-                written = cache.write_slice(item.key, start, block, self.bad, facts)
+                try:
+                    written = cache.write_slice(item.key, start, block, self.bad, facts)
+                except DiskFull as error:  # others may be smaller
+                    self._fail(item, describe(error))
+                    continue
                 if held is not None and isinstance(block, np.ndarray):
                     held.keep(item.key, n_rows, start, block, self.bad, written)
 

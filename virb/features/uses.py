@@ -71,7 +71,7 @@ def entries_in_use(cache: FeatureCache, except_by: str = "") -> Callable[[str], 
 def remove_entries(cache: FeatureCache, keys: Collection[str], except_by: str = "") -> list[str]:
     """Removes entries that no living run uses; the keys that are gone. Those that are not there, or not ours to move, are passed over."""
     gone: dict[str, Path] = {}
-    with _only_remover(cache):
+    with alone(cache, _REMOVAL):
         in_use = entries_in_use(cache, except_by)
         for key in keys:
             folder = cache.entry_folder(key)
@@ -88,11 +88,12 @@ def remove_entries(cache: FeatureCache, keys: Collection[str], except_by: str = 
 
 
 @contextmanager
-def _only_remover(cache: FeatureCache) -> Iterator[None]:
+def alone(cache: FeatureCache, what: str) -> Iterator[None]:
+    """Waits until nobody else does ``what`` to the cache. It is a file name without an extension: leases of uses have one."""
     place = cache.folder / FOLDER
     while True:
         try:
-            lease = Lease(place / _REMOVAL)
+            lease = Lease(place / what)
         except Held:
             time.sleep(_MOMENT)
             continue

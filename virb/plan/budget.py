@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from virb.errors import ConfigError, Problem
 from virb.features.cache import SLICE_ROWS, FeatureCache
+from virb.io import can_write, existing_parent
 from virb.plan.describe import many, size_text
 from virb.plan.graph import Unit
-from virb.plan.jobs import Entry, Job
+from virb.plan.jobs import Draft, Entry, Job
+from virb.results.store import finished
 
+_MOST_OF_DISK = 0.95  # of what is free: records, and results, lie there too
 Missing = Mapping[str, Sequence[tuple[int, int]]]  # entry key -> slices that are still to be made
 
 
@@ -42,10 +47,15 @@ def slice_memory(entry: Entry) -> float:
 def allot(
     entries: dict[str, Entry], missing: Missing, jobs: Sequence[Job], budget: int, cache: FeatureCache, text: str, most_held: float
 ) -> Allotment:
-    """``budget``: bytes; ``text``: as the user wrote it. An amount (not a share) counts what was there before the run. That stays, but
-    where entries would have to be streamed otherwise: then the jobs of this run's that are there come first, and leave their room.
-    ``most_held``: bytes of memory that a slice may take; entries with larger ones are streamed whatever the budget."""
-    there = cache.size() if not text.strip().endswith("%") and cache.folder.is_dir() else 0
+    """``budget``: bytes; ``text``: as the user wrote it. An amount (not a share) counts what was there before the run, and is no more than
+    the disk has. What was there stays, but where entries would have to be streamed otherwise: then the jobs of this run's that are there
+    come first, and leave their room. ``most_held``: bytes of memory that a slice may take; entries with larger ones are streamed whatever
+    the budget."""
+    there, free = 0, shutil.disk_usage(existing_parent(cache.folder)).free
+    asked = budget
+    if not text.strip().endswith("%"):
+        there = cache.size() if cache.folder.is_dir() else 0
+        budget = min(budget, there + int(_MOST_OF_DISK * free))
     sizes = {key: slices_bytes(entries[key], slices) for key, slices in missing.items() if slices}
     kept: dict[str, Entry] = dict(entries)
     notes: list[str] = []
@@ -60,6 +70,9 @@ def allot(
         )
     if not sizes or (budget > there and sum(sizes.values()) <= budget - there):
         return Allotment(kept, (Round(tuple(sizes), ()),), tuple(notes), budget - there - sum(sizes.values()))
+    if budget < asked:
+        notes.append(f"the disk of {cache.folder} has {size_text(free)} free: the cache budget is {size_text(budget)} instead of {text}")
+        text = size_text(budget)
     packed = _pack(_bundles(sizes, entries, jobs), sizes, {}, budget - there)
     own = {key: entries[key].nbytes - sizes.get(key, 0) for key in missing if key not in large} if there else {}
     own = {key: size for key, size in own.items() if size > 0}
@@ -84,6 +97,22 @@ def allot(
             "or raise --cache_budget"
         )
     return Allotment(kept, packed.rounds, tuple(notes), packed.left)
+
+
+def refuse_what_lacks(draft: Draft) -> None:
+    """ConfigError for a folder that was named for the cache, cannot be written, and does not hold all that the jobs to be done need."""
+    settings, entries = draft.settings, draft.entries
+    folder = settings.cache_dir
+    if folder is None or settings.no_cache or can_write(folder):
+        return
+    cache = FeatureCache(folder)
+    jobs = [job for job in draft.jobs.values() if settings.force or not finished(settings.out, job.encoder, job.label, job.key)]
+    needed = {key for job in jobs for plan in job.roles.values() for key in plan.entries if not entries[key].streamed}
+    missing = sum(bool(cache.missing_slices(key, entries[key].n_rows)) for key in needed)
+    if missing:
+        what = f"{missing} of the {len(needed)} feature sets that are needed are" if len(needed) > 1 else "the features that are needed are"
+        message = f"{folder} cannot be written, and {what} not there; choose a folder you may write to"
+        raise ConfigError([Problem("command line", 0, "--cache_dir", message)])
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def devices_text(plan: Plan) -> str:
 
 
 def header(plan: Plan) -> Iterator[str]:
-    """Two to four lines at the head of a run."""
+    """A few lines at the head of a run."""
     encoders = {job.encoder for job in plan.jobs}
     labels = {job.label for job in plan.jobs}
     configs = sum(len(job.task.configs) for job in plan.jobs)
@@ -55,6 +55,8 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"  done    {many(len(plan.done), 'job')} already (--force runs them again)"
     if passes := list(_passes(plan)):
         yield f"  passes  {' · '.join(passes)}"
+    if plan.rows_of_streams:
+        yield f"  streams {many(plan.rows_of_streams, 'image')} to decode, about, while heads train"
     if plan.to_do:
         images = _bytes_of_images(plan)
         kept = f"{size_text(plan.bytes_new)} of features"
@@ -113,6 +115,7 @@ def _numbers(plan: Plan) -> Iterator[str]:
     named = ", ".join(f"{name} ({many(count, 'job')})" for name, count in geometries.items())
     yield f"jobs        {len(plan.to_do):,} to run, {len(plan.done):,} done"
     images = f"{many(plan.rows_to_decode, 'image')} to decode{' (--decoder fast)' * (plan.settings.decoder == 'fast')}"
+    images += f", and about {plan.rows_of_streams:,} while heads train" if plan.rows_of_streams else ""
     yield f"passes      {plan.n_passes:,} over images instead of {separate:,}, in {many(slices, 'slice')}; {images}"
     yield from (f"            {text}" for text in _passes(plan))
     yield f"geometries  {len(geometries)}: {named}{_merge_hint(plan)}"

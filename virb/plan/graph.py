@@ -39,6 +39,7 @@ class UnitReport:
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # decoded images ...
     seconds: dict[str, float] = field(default_factory=dict)
+    no_room: bool = False  # an output failed because the disk is full
 
 
 class Graph:
@@ -72,6 +73,7 @@ class Graph:
         self.running: dict[str, Unit] = {}
         self.done: dict[str, UnitReport] = {}
         self.failed: dict[str, str] = {}  # unit key -> reason
+        self.given_up: list[Unit] = []  # nobody waits for what they would make: neither done nor failed
 
     def next_ready(self) -> Unit | None:
         """Units nearest to a result first (they free memory and give the user numbers early), otherwise in the order given."""
@@ -140,6 +142,17 @@ class Graph:
                 lost += self._spread(dict.fromkeys(unit.outputs, reasons[0]))
                 self._over(key)
         return lost
+
+    def give_up_unused(self) -> None:
+        """Takes out the units whose outputs nobody waits for any more. Who comes after them goes on."""
+        unused = [unit for key in self.waiting if not (unit := self.units[key]).is_job and unit.outputs and not self._is_wanted(unit)]
+        for unit in unused:
+            self._leave(unit.key)
+            self._over(unit.key)
+        self.given_up += unused
+
+    def _is_wanted(self, unit: Unit) -> bool:
+        return any(key in self.waiting or key in self.running for name in unit.outputs for key in self._users.get(name, ()))
 
     @property
     def finished(self) -> bool:

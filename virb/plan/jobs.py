@@ -224,12 +224,13 @@ class Plan:
     units: tuple[Unit, ...]
     to_do: tuple[Job, ...]
     done: tuple[Job, ...]
-    rows_to_decode: int
+    rows_to_decode: int  # by passes
     n_passes: int
     bytes_new: int
     bytes_cached: int
     seconds: float
     notes: tuple[str, ...] = ()
+    rows_of_streams: int = 0  # that jobs decode while heads train, about
 
     @property
     def rows_in_passes(self) -> int:

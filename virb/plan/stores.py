@@ -8,7 +8,7 @@ images are decoded, and so what is planned here changes no number.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from virb.data.transforms import Geometry
@@ -17,10 +17,13 @@ from virb.features.decoded import can_keep, pixel_record
 from virb.plan.describe import many, size_text
 from virb.plan.graph import Unit
 from virb.plan.jobs import Draft, Entry, Job, PassWork, PixelStore, RolePlan
-from virb.probes.base import FIT, SELECT
+from virb.probes.base import FIT, SELECT, by_epochs
+from virb.tasks.resolve import get_probe
 
 _WRITE_RATE, _READ_RATE = 5e8, 2e9  # bytes/s: modest ones, so that a store pays where the plan says so
 _DECODE_SECONDS = 2e-3  # of an image that nobody has timed: those of probes that run the encoder themselves
+_ITERATIONS = 100  # of L-BFGS: what it takes more often than not
+_SEARCHES = 3  # of probes that are trained by no steps: to choose by, and to report
 _HELD_OUT = 0.1  # share of the training samples that are held out for selection
 Place = tuple[str, Geometry]  # image list id, geometry
 
@@ -42,7 +45,8 @@ class Stores:
     places: dict[str, dict[Geometry, PixelStore]] = field(default_factory=dict)
     after: dict[str, tuple[str, ...]] = field(default_factory=dict)  # job id -> units that write what it reads
     saved: dict[str, float] = field(default_factory=dict)  # job id -> seconds that it does not decode
-    rows: int = 0  # that all units together decode
+    rows: int = 0  # that all passes together decode
+    rows_of_streams: int = 0  # that jobs decode while heads train, about
     notes: tuple[str, ...] = ()
 
 
@@ -64,7 +68,7 @@ def plan_stores(
 ) -> Stores:
     """``passes``: the units so far, releases among them; ``lengths``: image list id -> images; ``left``: bytes of the budget that features
     leave. ``ignore_cached``: nothing that lies in the cache already counts."""
-    streams = _stream_wishes(jobs, entries, lengths)
+    streams = _stream_wishes(jobs, entries)
     again = _split_wishes(passes, entries)
     places: dict[Place, PixelStore] = {}
     for list_id, geometry in sorted({*streams, *again, *_seen(passes)}, key=lambda place: pixel_record(*place).key):
@@ -86,7 +90,15 @@ def plan_stores(
         for job_id in sorted(streams[place].jobs) if place in streams else ():
             after[job_id] += tuple(writers.get(place, ()))
             saved[job_id] += streams[place].saves / len(streams[place].jobs)
-    return Stores(units, dict(by_list), dict(after), dict(saved), rows, notes)
+    streamed = sum(reads * _share_to_decode(there.get(place), place in chosen) for _, place, _, reads in _streams(jobs, entries))
+    return Stores(units, dict(by_list), dict(after), dict(saved), rows, round(streamed), notes)
+
+
+def _share_to_decode(store: PixelStore | None, is_kept: bool) -> float:
+    """Of what streams read at a place."""
+    if store is None or is_kept:
+        return float(store is None)
+    return sum(stop - start for start, stop in store.missing) / store.n_rows
 
 
 def _seen(passes: Iterable[Unit]) -> set[Place]:
@@ -94,26 +106,39 @@ def _seen(passes: Iterable[Unit]) -> set[Place]:
     return {(u.payload.list_id, w.geometry) for u in passes if u.kind == "pass" for w in u.payload.wanted if can_keep(w.geometry)}
 
 
-def _stream_wishes(jobs: Sequence[Job], entries: Mapping[str, Entry], lengths: Mapping[str, int]) -> dict[Place, _Wish]:
-    wishes: dict[Place, _Wish] = defaultdict(_Wish)
+def _streams(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> Iterator[tuple[Job, Place, float, float]]:
+    """What jobs read while heads train: the job, the place, seconds of decoding an image, images read in all."""
     for job in jobs:
         for role, plan in job.roles.items():
             used = [entries[key] for key in plan.entries if key in entries and entries[key].streamed]
             seen = {entry.wanted.geometry: entry.decode_seconds for entry in used} if plan.entries else {job.geometry: _DECODE_SECONDS}
             for geometry, seconds in seen.items():
-                reads = _reads(job, role, plan, geometry, entries) / len(seen)
-                if can_keep(geometry) and reads:
-                    wish = wishes[plan.list_id, geometry]
-                    wish.saves, wish.reads = wish.saves + reads * seconds, wish.reads + reads
-                    wish.jobs.add(job.id)
+                yield job, (plan.list_id, geometry), seconds, _reads(job, role, plan, geometry, entries) / len(seen)
+
+
+def _stream_wishes(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> dict[Place, _Wish]:
+    wishes: dict[Place, _Wish] = defaultdict(_Wish)
+    for job, place, seconds, reads in _streams(jobs, entries):
+        if can_keep(place[1]) and reads:
+            wish = wishes[place]
+            wish.saves, wish.reads = wish.saves + reads * seconds, wish.reads + reads
+            wish.jobs.add(job.id)
     return dict(wishes)
 
 
+def reads_of_fit(job: Job) -> int:
+    """How often a job goes over the features it trains on, about: once an epoch, and to score the heads in the end."""
+    task = job.task
+    if by_epochs(get_probe(task.probe)):
+        return (task.num_epochs + 1) * len(task.seeds)
+    return _ITERATIONS if task.probe == "logistic" else _SEARCHES
+
+
 def _reads(job: Job, role: str, plan: RolePlan, geometry: Geometry, entries: Mapping[str, Entry]) -> float:
-    """Images of a role that a stream reads in all: those it trains on and selects by once an epoch, the others twice, to predict and for
+    """Images of a role that a stream reads in all: those to select by as often as those to train on, the others twice, to predict and for
     the loss."""
     rows = len(plan.samples.row_values)
-    epochs = job.task.num_epochs * len(job.task.seeds)
+    epochs = reads_of_fit(job)
     if plan.held_out:  # of fit, which counts them where it sees the same pixels
         fit = {entries[key].wanted.geometry for key in job.roles[FIT].entries if key in entries} or {job.geometry}
         return 0.0 if geometry in fit else _HELD_OUT * rows * epochs

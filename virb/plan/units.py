@@ -15,12 +15,12 @@ from typing import Any
 from virb.errors import UserError
 from virb.features.cache import FeatureCache, slice_bounds
 from virb.features.limits import encoder_limit, slice_limit, weight_bytes
-from virb.io import existing_parent, hash_record
+from virb.io import can_write, existing_parent, hash_record
 from virb.plan.budget import Round, allot, release_unit, slice_memory, slices_bytes
 from virb.plan.graph import Unit
 from virb.plan.jobs import Draft, Entry, Job, PassWork, Plan, PlannedEncoder, RunContext, RunSettings
 from virb.plan.parts import SPEED, choose_shared, load_of, release_after_parts, share_out, stages_of
-from virb.plan.stores import Stores, plan_stores
+from virb.plan.stores import Stores, plan_stores, reads_of_fit
 from virb.probes.base import FIT, by_epochs
 from virb.results.store import finished
 from virb.tasks.resolve import get_probe
@@ -49,7 +49,8 @@ def assemble(draft: Draft) -> Plan:
     new = {key: slices_bytes(entries[key], slices) for key, slices in missing.items()}
     passes, n_passes, _ = _rounds_of_passes(allotment.rounds, entries, missing, draft.encoders, settings)
     lengths = {list_id: len(images) for list_id, images in draft.lists.items()}
-    stores = plan_stores(passes, entries, to_do, lengths, allotment.left, cache, ignore_cached=settings.no_cache)
+    left = allotment.left if can_write(folder) else 0
+    stores = plan_stores(passes, entries, to_do, lengths, left, cache, ignore_cached=settings.no_cache)
     n_devices = len(settings.devices)
     job_units = [_after_stores(_job_unit(job, entries, settings), job, stores) for job in to_do]
     loads = [
@@ -68,6 +69,7 @@ def assemble(draft: Draft) -> Plan:
         to_do=tuple(to_do),
         done=tuple(job for job in draft.jobs.values() if job.id in done),
         rows_to_decode=stores.rows,
+        rows_of_streams=stores.rows_of_streams,
         n_passes=n_passes,
         bytes_new=sum(new.values()),
         bytes_cached=sum(entries[key].nbytes - size for key, size in new.items()),
@@ -235,5 +237,5 @@ def _stream_seconds(job: Job, entries: Mapping[str, Entry]) -> float:
     for role, plan in job.roles.items():
         used = [entries[key] for key in plan.entries if entries[key].streamed]
         rows = sum(e.n_rows * (e.seconds_per_row + e.decode_seconds) for e in used) / max(len(used), 1)
-        seconds += rows * (job.task.num_epochs * len(job.task.seeds) if role == FIT else 1)
+        seconds += rows * (reads_of_fit(job) if role == FIT else 1)
     return seconds

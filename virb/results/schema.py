@@ -289,7 +289,8 @@ class RunRecord(Record):
     options: RunOptions = Field(default_factory=RunOptions, description="the command line, resolved")
     plan: dict[str, Any] = Field(
         default_factory=dict,
-        description="jobs, passes, geometries, sizes; images decoded, and refused by the decoder asked for, as counted there",
+        description="jobs, passes, geometries, sizes; images to decode (for heads that train on streams: about), images decoded, and those "
+        "refused by the decoder asked for, as counted there",
     )
     profile: dict[str, Any] = Field(default_factory=dict, description="where the time went: seconds of the workers by stage, rates")
     done: list[str] = Field(default_factory=list, description="<encoder>/<label>")

@@ -89,9 +89,12 @@ class Profile:
         return self.rates.encoders(len(self.workers))
 
 
-def job_seconds(timings: Iterable[Any], whole: float | None, streamed: Mapping[str, float] | None = None) -> dict[str, float]:
+def job_seconds(
+    timings: Iterable[Any], whole: float | None, streamed: Mapping[str, float] | None = None, made: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """A job's seconds by stage from its timings (stage, seconds); what they leave of ``whole`` is writing results. ``streamed``: those of
-    its streams, which decode and encode while heads train: that part is not the heads'."""
+    its streams, which decode and encode while heads train: that part is not the heads'. ``made``: those of features that were made again
+    while features were read."""
     seconds: dict[str, float] = {}
     for timing in timings:
         stage = _OF_TIMINGS.get(timing.stage)
@@ -101,9 +104,16 @@ def job_seconds(timings: Iterable[Any], whole: float | None, streamed: Mapping[s
     between = stream_seconds(streamed)
     if between:
         seconds["head"] = max(0.0, seconds.get("head", 0.0) - between)
+    made = made or {}
+    making = stream_seconds(made)
+    if making:
+        seconds["read"] = max(0.0, seconds.get("read", 0.0) - making)
     if whole is not None:
-        seconds["results"] = max(0.0, whole - sum(seconds.values()) - between)
-    return {**seconds, **{stage: value for stage, value in streamed.items() if value}}
+        seconds["results"] = max(0.0, whole - sum(seconds.values()) - between - making)
+    for stage, value in (*streamed.items(), *made.items()):
+        if value:
+            seconds[stage] = seconds.get(stage, 0.0) + value
+    return seconds
 
 
 def stream_seconds(streamed: Mapping[str, float]) -> float:

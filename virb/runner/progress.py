@@ -22,6 +22,7 @@ class _Slot:
     total: int = 0
     since: float = 0.0
     spent: UnitReport = field(default_factory=UnitReport)  # as far as the worker has told
+    starting: bool = False  # the worker's process
 
     @property
     def fraction(self) -> float:
@@ -77,6 +78,16 @@ class Progress:
         self.rates = Rates()
         self.busy = [0.0] * len(self.slots)  # seconds of each worker
 
+    def starting(self, slot: int) -> None:
+        self.slots[slot] = _Slot(since=time.monotonic(), starting=True)
+
+    def up(self, slot: int) -> None:
+        self.busy[slot] += time.monotonic() - self.slots[slot].since
+        self.slots[slot] = _Slot()
+
+    def note(self, text: str) -> None:
+        self.say(f"note    {text}")
+
     def started(self, slot: int, unit: Unit) -> None:
         self.slots[slot] = _Slot(unit, since=time.monotonic())
 
@@ -120,6 +131,8 @@ class Progress:
         for number, slot in enumerate(self.slots):
             if slot.unit is not None:
                 self._over(number, slot.spent)
+            elif slot.starting:
+                self.up(number)
 
     def _count(self) -> str:
         return f"{self.jobs_done + self.jobs_failed}/{len(self.plan.to_do)}, left about {clock_text(self._left())}"
@@ -199,7 +212,7 @@ class LiveProgress(Progress):
             table.add_column(no_wrap=True)
         for name, slot in zip(self.names, self.slots, strict=True):
             if slot.unit is None:
-                table.add_row(name, "waiting", "", "", "")
+                table.add_row(name, "starting" if slot.starting else "waiting", "", "", "")
                 continue
             title = slot.unit.title if slot.unit.kind == "pass" else f"{slot.unit.title}  {slot.phase}"
             rate = f"{self._rate():,.0f} img/s  {self._bound()}" if slot.unit.kind == "pass" else ""

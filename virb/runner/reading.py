@@ -15,12 +15,15 @@ from virb.data.transforms import Geometry
 from virb.data.windows import WindowedImages
 from virb.encoders.base import Encoder
 from virb.errors import ViRBError
-from virb.features.cache import DamagedSlices, FeatureCache
+from virb.features.cache import DamagedSlices, FeatureCache, Slice
 from virb.features.feature_set import EncodedRows, MappedRows, Rows
 from virb.features.held import HeldEntries, HeldRows
 from virb.features.limits import working_tier
 from virb.features.local_copies import bring, place_of
 from virb.features.passes import Memory, PassOptions, PassReport
+from virb.features.uses import alone
+from virb.io import can_write
+from virb.plan.describe import many
 from virb.plan.graph import UnitReport
 from virb.plan.jobs import Entry, Job, PassWork, RolePlan, RunContext
 from virb.plan.samples import class_numbers
@@ -216,20 +219,33 @@ class JobReader:
             entry = self.context.entries[key]
             try:
                 slices = self.sources.cache.slices(key, entry.n_rows)
-            except DamagedSlices:
-                self._make_again(entry)
-                slices = self.sources.cache.slices(key, entry.n_rows)
+            except DamagedSlices as error:
+                self._make_again(entry, error)
+                slices = self._slices_now(entry)
             self._opened[key] = MappedRows(slices)
         return self._opened[key]
 
-    def _make_again(self, entry: Entry) -> None:
-        """The slices that turned out to be damaged when a job read them: the plan took them for cached, so no pass makes them."""
-        missing = self.sources.cache.missing_slices(entry.key, entry.n_rows)
-        for start, stop in missing:
-            report = self.sources.make(PassWork(entry.list_id, start, stop, (entry.wanted,)))
-            if report.failed:
-                raise ViRBError(report.failed[entry.key])
-        self.sources.memory.notes.append(f"features of {entry.wanted.encoder} were damaged on disk: {len(missing)} slices made again")
+    def _slices_now(self, entry: Entry) -> list[Slice]:
+        try:
+            return self.sources.cache.slices(entry.key, entry.n_rows)
+        except DamagedSlices as error:
+            raise ViRBError(f"{error}, though it was made again: is that disk failing? --cache_dir names another") from error
+
+    def _make_again(self, entry: Entry, found: DamagedSlices) -> None:
+        """The slices that turned out to be damaged when a job read them: the plan took them for cached, so no pass makes them. Of several
+        workers that find them, one does it, and the others wait for that."""
+        cache = self.sources.cache
+        if not can_write(cache.folder):
+            raise ViRBError(f"{found}, and {cache.folder} cannot be written: choose another --cache_dir") from found
+        with alone(cache, f"making-{entry.key}"):
+            damaged = cache.remove_damaged(entry.key, found.bounds)
+            for start, stop in damaged:
+                report = self.sources.make(PassWork(entry.list_id, start, stop, (entry.wanted,)))
+                if report.failed:
+                    raise ViRBError(report.failed[entry.key])
+        if damaged:
+            said = f"features of {entry.wanted.encoder} were damaged on disk: {many(len(damaged), 'slice')} made again"
+            self.sources.memory.notes.append(said)
 
 
 def in_the_split(plan: RolePlan, chosen: np.ndarray) -> list[int]:

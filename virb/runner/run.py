@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -89,11 +90,21 @@ def execute(
         clean_up(settings.out, cache.folder)
         if not settings.no_cache:
             shutil.rmtree(settings.out / SCRATCH, ignore_errors=True)  # the features of a killed run with --no_cache
-        cache.check_writable()
-        tidy(cache)
-        used = {*plan.context.entries, *(store.key for stores in plan.context.stores.values() for store in stores.values())}
-        with use or Use(cache, used, str(settings.out)) as here, local_copies(settings.local_cache, here.name):
-            return _execute(replace(plan, context=replace(plan.context, use=here.name)), cache, console, texts or {})
+        with _in_use(plan, cache, use) as name, local_copies(settings.local_cache, name):
+            return _execute(replace(plan, context=replace(plan.context, use=name)), cache, console, texts or {})
+
+
+@contextmanager
+def _in_use(plan: Plan, cache: FeatureCache, use: Use | None) -> Iterator[str]:
+    """Nobody removes what the run uses; the name of that. In a cache that cannot be written, and has all that is needed, nobody could."""
+    if not can_write(cache.folder) and not any(unit.kind in ("pass", "release") for unit in plan.units):
+        yield uuid.uuid4().hex
+        return
+    cache.check_writable()
+    tidy(cache)
+    used = {*plan.context.entries, *(store.key for stores in plan.context.stores.values() for store in stores.values())}
+    with use or Use(cache, used, str(plan.settings.out)) as here:
+        yield here.name
 
 
 def _execute(plan: Plan, cache: FeatureCache, console: Any, texts: Mapping[str, str]) -> RunSummary:
@@ -194,7 +205,8 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     return {
         "jobs": [job.id for job in plan.to_do],
         "passes": plan.n_passes,
-        "images_to_decode": plan.rows_to_decode,
+        "images_to_decode": plan.rows_to_decode + plan.rows_of_streams,
+        "images_to_decode_in_training": plan.rows_of_streams,  # an estimate
         "geometries": sorted(geometry_names(plan.to_do)),
         "feature_bytes_new": plan.bytes_new,
         "feature_bytes_cached": plan.bytes_cached,

@@ -74,8 +74,6 @@ def make_settings(given: Mapping[str, Any], problems: list[Problem], place: str 
     cache_dir, no_cache = options.folder("cache_dir"), options.switch("no_cache")
     if cache_dir is not None and no_cache:
         options.wrong("no_cache", "keeps nothing, but --cache_dir says where to keep it; leave out one of them")
-    elif cache_dir is not None and not can_write(cache_dir):
-        options.wrong("cache_dir", f"{cache_dir} cannot be written; choose a folder you may write to")
     local_cache = options.folder("local_cache")
     if local_cache is not None and not can_write(local_cache):
         options.wrong("local_cache", f"{local_cache} cannot be written; choose a folder you may write to")

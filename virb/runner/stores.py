@@ -23,7 +23,7 @@ class PixelStores:
         """What is there is read, what the plan wants kept and is not there is kept."""
         stores = self._context.stores.get(work.list_id, {})
         keep: dict[Geometry, str] = {}
-        for geometry in work.keep:
+        for geometry in (g for g in work.keep if stores[g].key not in self._cache.no_room):
             store = stores[geometry]
             if self._cache.has_slice(store.key, work.start):
                 continue

@@ -17,7 +17,7 @@ import torch
 from virb.data.decode import DECODED, REFUSED
 from virb.encoders.base import Encoder
 from virb.encoders.load import load_encoder
-from virb.errors import UserError, ViRBError
+from virb.errors import DiskFull, UserError, ViRBError
 from virb.features.cache import FeatureCache
 from virb.features.held import HeldEntries
 from virb.features.layout import place
@@ -81,15 +81,16 @@ class _Doer:
         self._limit = encoder_limit(settings.devices)
         self._before = 0, 0  # DECODED and REFUSED when the unit at hand began
         self._work = PassReport()  # of the pass at hand, or of the streams of the job at hand
+        self._mended = PassReport()  # of the slices that the job at hand found damaged and made again
         self._facts: JobFacts | None = None  # of the job at hand
         self._stage = "", 0.0  # which it is in, since when
 
     def __call__(self, unit: Unit, tell: Tell) -> UnitReport:
-        self._before, self._work, self._facts = (DECODED.value, REFUSED.value), PassReport(), None
+        self._before, self._work, self._mended, self._facts = (DECODED.value, REFUSED.value), PassReport(), PassReport(), None
         if unit.kind == "release":
             return UnitReport(counts={"released": len(remove_entries(self.cache, unit.payload, except_by=self.context.use))})
         if unit.kind == "pass":
-            report = self._pass(unit.payload, tell, self._work, self.held)
+            report = self._pass_with_room(unit.payload, tell)
         elif unit.kind == "part":
             report = self._part(unit.payload, tell)
         else:
@@ -104,8 +105,8 @@ class _Doer:
             return UnitReport(counts={**counts, "rows": self._work.rows}, seconds=dict(self._work.seconds))
         stage, began = self._stage
         now = schema.Timing(stage=stage, seconds=time.perf_counter() - began)
-        seconds = job_seconds([*self._facts.timings, now], None, self._work.seconds)
-        return UnitReport(counts={**counts, "streamed": self._work.rows}, seconds=seconds)
+        seconds = job_seconds([*self._facts.timings, now], None, self._work.seconds, self._mended.seconds)
+        return UnitReport(counts={**counts, "streamed": self._work.rows + self._mended.rows}, seconds=seconds)
 
     def _decoded(self) -> dict[str, int]:
         """Images that the unit at hand has decoded, and those of them that the run's decoder refused."""
@@ -133,6 +134,18 @@ class _Doer:
                 return
             if name not in together:
                 del self._encoders[name]
+
+    def _pass_with_room(self, work: PassWork, tell: Tell) -> UnitReport:
+        """An entry of which a slice found the disk full is not encoded any more: nobody can use it without that slice."""
+        full = {item.key: self.cache.no_room[item.key] for item in work.wanted if item.key in self.cache.no_room}
+        wanted = tuple(item for item in work.wanted if item.key not in full)
+        try:
+            report = self._pass(replace(work, wanted=wanted), tell, self._work, self.held)
+        except DiskFull as error:  # not even an entry's record
+            report = UnitReport(failed={item.key: str(error) for item in wanted}, no_room=True)
+        report.failed.update(full)
+        report.no_room |= any(key in self.cache.no_room for key in report.failed)
+        return report
 
     def _pass(self, work: PassWork, tell: Tell, into: PassReport, held: HeldEntries | None = None) -> UnitReport:
         images = self.context.lists[work.list_id]
@@ -186,9 +199,19 @@ class _Doer:
             memory=self.memory,
             held=self.held,
             encoder=self.encoder,
-            make=lambda work: self._pass(work, lambda *_: None, PassReport()),
+            make=self._make_again,
         )
         return JobReader(job, sources, self._work, facts)
+
+    def _make_again(self, work: PassWork) -> UnitReport:
+        """A slice that a job found damaged, while it reads features."""
+        made = PassReport()
+        try:
+            return self._pass(work, lambda *_: None, made)
+        finally:
+            self._mended.rows += made.rows
+            for stage, value in made.seconds.items():
+                self._mended.seconds[stage] = self._mended.seconds.get(stage, 0.0) + value
 
     def _job_with_room(self, job: Job, tell: Tell) -> UnitReport:
         """What runs out of memory while entries are held there has another try without them."""
@@ -237,8 +260,9 @@ class _Doer:
             curves.close()
             reader.close()
         shutil.rmtree(scratch.parent, ignore_errors=True)
-        seconds = job_seconds(facts.timings, time.perf_counter() - began, self._work.seconds)
-        return UnitReport(summary=summary, notes=list(self.memory.notes), counts={"streamed": self._work.rows}, seconds=seconds)
+        seconds = job_seconds(facts.timings, time.perf_counter() - began, self._work.seconds, self._mended.seconds)
+        counts = {"streamed": self._work.rows + self._mended.rows}
+        return UnitReport(summary=summary, notes=list(self.memory.notes), counts=counts, seconds=seconds)
 
     def _outcome(self, job: Job, reader: JobReader, chosen: dict[str, np.ndarray], context: Context, facts: JobFacts) -> Outcome:
         """What the job's probe finds, or what its given heads score."""
@@ -288,7 +312,8 @@ class _Doer:
             reader.close()
         seconds = time.perf_counter() - began
         write_part(folder, work.part, str(self.device), seconds, utc_now())
-        return UnitReport(notes=list(self.memory.notes), seconds=job_seconds(facts.timings, seconds))
+        spent = job_seconds(facts.timings, seconds, made=self._mended.seconds)
+        return UnitReport(notes=list(self.memory.notes), counts={"streamed": self._mended.rows}, seconds=spent)
 
     def _cores(self) -> int:
         """Where a job is shared, all workers are at work."""
