@@ -27,8 +27,8 @@ from virb.data.images import ArrayImages
 from virb.data.placement import DenseTarget
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
+from virb.features.encoding import Numerics, PassOptions
 from virb.features.feature_set import SampleFeatures
-from virb.features.passes import Numerics, PassOptions
 from virb.probes.base import RoleData, Seen
 from virb.probes.dense_data import DenseSplit, loss_grid
 from virb.probes.dense_heads import MapShape, build_head

@@ -28,7 +28,8 @@ from virb.config import GradientConfig
 from virb.data.images import FileImages
 from virb.data.transforms import Geometry
 from virb.features.cache import FeatureCache, slice_bounds
-from virb.features.passes import Numerics, PassOptions, Wanted, run_slice
+from virb.features.encoding import Numerics, PassOptions
+from virb.features.passes import Wanted, run_slices
 
 SIZE = 96
 WIDTH, DEPTH = 192, 4
@@ -179,11 +180,10 @@ def measure_peak(root: Path, n: int) -> float:
     options, wanted = PassOptions(Numerics("float32", "cpu"), 32, 1), [Wanted("vit", geometry, "embedding", "0" * 64)]
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder))
-        run_slice(images, 0, 64, wanted, {"vit": encoder}, cache, torch.device("cpu"), options)  # what libraries allocate once
+        run_slices(images, [(0, 64)], wanted, {"vit": encoder}, cache, torch.device("cpu"), options)  # what libraries allocate once
         before = _resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-        for start, stop in slice_bounds(n):
-            run_slice(images, start, stop, wanted, {"vit": encoder}, cache, torch.device("cpu"), options)
+        run_slices(images, slice_bounds(n), wanted, {"vit": encoder}, cache, torch.device("cpu"), options)
         return max(_resident("VmHWM") - before, 0.1)
 
 

@@ -21,7 +21,8 @@ import virb
 from virb.data.loader import load_batches
 from virb.data.transforms import Geometry
 from virb.features.cache import FeatureCache
-from virb.features.passes import Numerics, PassOptions, Wanted, run_slice
+from virb.features.encoding import Numerics, PassOptions
+from virb.features.passes import Wanted, run_slices
 from virb.io import available_cores
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,7 @@ def a_pass(n: int = 512) -> tuple[float, float, float]:
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             wanted = [Wanted("resnet18", geometry, "embedding", "0" * 64)]
-            run_slice(images, 0, n, wanted, {"resnet18": encoder}, FeatureCache(Path(folder)), torch.device("cpu"), options)
+            run_slices(images, [(0, n)], wanted, {"resnet18": encoder}, FeatureCache(Path(folder)), torch.device("cpu"), options)
 
     def baseline() -> None:
         for _ in load_batches(images, rows, (geometry,), 32, 0, on_bad_image="error"):

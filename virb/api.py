@@ -28,9 +28,9 @@ from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.encoders.load import encoder_names, load_encoder
 from virb.errors import ConfigError, Problem, UserError, did_you_mean
+from virb.features.encoding import Numerics, PassOptions
+from virb.features.encoding import encode as encode_pixels
 from virb.features.layout import place
-from virb.features.passes import Numerics, PassOptions
-from virb.features.passes import encode as encode_pixels
 from virb.plan.budget import refuse_what_lacks
 from virb.plan.build import draft_plan
 from virb.plan.jobs import InMemory, RunSettings

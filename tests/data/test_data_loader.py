@@ -74,6 +74,24 @@ def test_bad_images_stop_the_load_and_leave_no_thread(workers):
     assert len(images.reads) < 80
 
 
+@pytest.mark.parametrize("workers", [1, 3, 50])
+def test_the_first_bad_image_is_the_one_that_is_named(workers):
+    for bad in ([9, 30, 31], range(3, 40), [39]):
+        images = Listed(40, bad=bad, slow=0.0005)
+        with pytest.raises(BadImage, match=rf"folder/{min(bad)}\.jpg"):
+            list(load_batches(images, range(40), [SQUASH], 20, workers))
+        assert decode_threads() == []
+
+
+def test_closing_stops_in_the_middle_of_a_batch():
+    images = Listed(300, slow=0.005)
+    batches = load_batches(images, range(300), [SQUASH], 100, 2)
+    next(batches)
+    batches.close()
+    assert decode_threads() == []
+    assert len(images.reads) < 150
+
+
 @pytest.mark.parametrize("workers", [0, 3])
 def test_skipped_images_are_black_and_named(workers):
     batches = list(load_batches(Listed(10, bad=[1, 7]), range(10), [SQUASH, NATIVE], 4, workers, on_bad_image="skip"))
@@ -176,6 +194,51 @@ def test_the_next_batch_is_on_its_way_before_one_is_handed_over_and_each_is_wait
         if number < 2:
             assert cuda.log.index(("copied", number + 1)) < places[1]
     assert len(cuda.log) == 12
+
+
+@pytest.mark.parametrize("short", [0, 1, 2])
+def test_a_batch_that_finds_no_room_is_copied_when_the_one_before_is_done(monkeypatch, short):
+    cuda, spared = FakeCuda(monkeypatch), []
+    moved = cuda.moved
+
+    def full(pixels, device):
+        if int(pixels[0, 0, 0, 0]) == short and not spared:
+            cuda.log.append(("no room", short))
+            raise torch.OutOfMemoryError("no room")
+        return moved(pixels, device)
+
+    monkeypatch.setattr(loader, "_moved", full)
+    batches = [LoadedBatch(np.array([i]), {SQUASH: torch.full((1, 3, 2, 2), i, dtype=torch.uint8)}) for i in range(3)]
+    for batch in on_device(iter(batches), torch.device("cuda:0"), lambda: spared.append(len(cuda.log)) or True):
+        cuda.log.append(("encoded", int(batch.rows[0])))
+    assert [number for step, number in cuda.log if step == "encoded"] == [0, 1, 2]
+    assert [number for step, number in cuda.log if step == "copied"] == [0, 1, 2]
+    assert len(spared) == 1
+    if short:
+        places = [cuda.log.index(what) for what in (("no room", short), ("encoded", short - 1), ("copied", short))]
+        assert places == sorted(places)
+        assert spared[0] > places[1]
+
+
+def test_a_batch_that_finds_no_room_twice_is_an_error(monkeypatch):
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(loader, "_moved", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    batch = LoadedBatch(np.array([0]), {SQUASH: torch.zeros((1, 3, 2, 2), dtype=torch.uint8)})
+    with pytest.raises(torch.OutOfMemoryError):
+        list(on_device(iter([batch]), torch.device("cuda:0")))
+
+
+def test_an_image_that_cannot_be_read_leaves_the_batch_before_it(monkeypatch):
+    FakeCuda(monkeypatch)
+
+    def batches():
+        yield from (LoadedBatch(np.array([i]), {SQUASH: torch.full((1, 3, 2, 2), i, dtype=torch.uint8)}) for i in range(2))
+        raise UnreadImage("shard: it is cut off")
+
+    arriving = on_device(batches(), torch.device("cuda:0"))
+    assert [int(next(arriving).rows[0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(UnreadImage, match="it is cut off"):
+        next(arriving)
 
 
 def test_batches_stay_as_they_are_on_a_cpu():

@@ -19,8 +19,8 @@ from virb.encoders.load import load_encoder
 from virb.errors import DiskFull, UserError
 from virb.features import cache as cache_module
 from virb.features.cache import SLICE_ROWS, DamagedSlices, EntryRecord, FeatureCache, as_stored, slice_bounds
+from virb.features.encoding import Numerics
 from virb.features.feature_set import MappedRows
-from virb.features.passes import Numerics
 from virb.io import hash_record, read_json
 
 ENCODER = load_encoder({"arch": "vit", "weights": "random", "args": {"width": 12, "depth": 1, "heads": 2, "patch_size": 8, "img_size": 16}})

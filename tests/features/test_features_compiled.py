@@ -19,8 +19,9 @@ from virb.errors import ViRBError
 from virb.features import compiled as module
 from virb.features.cache import STORAGE, FeatureCache
 from virb.features.compiled import compiled
+from virb.features.counted import PassReport, encode_counted
 from virb.features.encoding import Numerics, PassOptions, encode
-from virb.features.passes import PassReport, Wanted, encode_counted, run_slice
+from virb.features.passes import Wanted, run_slices
 
 CPU = torch.device("cpu")
 COMPILED, EAGER = (PassOptions(Numerics("float32", "cpu", compile=flag), 4, 0) for flag in (True, False))
@@ -59,6 +60,16 @@ def test_one_graph_for_all_batches_and_the_same_numbers(graphs: list[int]) -> No
     assert graphs == [4]
     encode(encoder, noise(4), REQUESTS[:1], CPU, COMPILED)
     assert graphs == [4, 4]  # other outputs are another graph
+
+
+def test_one_wrapper_for_all_batches(graphs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, ...]] = []
+    forward = module._forward
+    monkeypatch.setattr(module, "_forward", lambda requests: made.append(requests) or forward(requests))
+    encoder = vit()
+    for n in (4, 11, 3):
+        encode(encoder, noise(n), REQUESTS, CPU, COMPILED)
+    assert made == [tuple(REQUESTS)]
 
 
 def test_many_encoders_are_all_compiled(graphs: list[int]) -> None:
@@ -114,7 +125,7 @@ def test_the_seconds_of_a_forward_are_without_those_of_the_compiler(monkeypatch:
     images = ArrayImages("noise", noise(4).permute(0, 2, 3, 1).numpy(), list("abcd"))
     geometry = Geometry((16, 16), "squash", "none", 1.0, "bilinear", None)
     item = Wanted("vit", geometry, "embedding", "0" * 64)
-    done = run_slice(images, 0, 4, [item], {"vit": vit(1)}, FeatureCache(tmp_path), CPU, COMPILED)
+    done = run_slices(images, [(0, 4)], [item], {"vit": vit(1)}, FeatureCache(tmp_path), CPU, COMPILED)
     assert done.failed == {}
     assert done.seconds["compile"] >= 1.0
     assert done.seconds["encode"] < 0.9

@@ -17,7 +17,7 @@ from virb.errors import BadImage, ViRBError
 from virb.features.cache import SLICE_ROWS, FeatureCache
 from virb.features.decoded import DecodedImages, Keeper, Pixels, can_keep, pixel_record
 from virb.features.encoding import Numerics, PassOptions
-from virb.features.passes import run_slice
+from virb.features.passes import run_slices
 
 SQUASH, CENTRE, NATIVE = Geometry((12, 16), "squash"), Geometry((8, 8), "shorter", "center", 0.9), Geometry(None, "none", "none")
 CPU = torch.device("cpu")
@@ -60,7 +60,9 @@ def keep(images: Files, cache: FeatureCache, *geometries: Geometry, first: int =
         cache.prepare(record, N)
     for start in range(first, N, SLICE_ROWS):
         stop = min(start + SLICE_ROWS, N)
-        report = run_slice(images, start, stop, [], {}, cache, CPU, OPTIONS, pixels=Pixels(keep={g: r.key for g, r in records.items()}))
+        report = run_slices(
+            images, [(start, stop)], [], {}, cache, CPU, OPTIONS, pixels=Pixels(keep={g: r.key for g, r in records.items()})
+        )
         assert (report.decoded, report.notes) == (stop - start, [])
     return {geometry: DecodedImages(cache, record.key, N, geometry.size or (0, 0)) for geometry, record in records.items()}
 
@@ -181,5 +183,6 @@ def test_a_full_disk_costs_the_store_and_nothing_else(images: Files, cache: Feat
 
     monkeypatch.setattr(FeatureCache, "write_slice", full)
     keeper = Keeper({SQUASH: "key"}, 0, 4)
-    list(keeper.watch(load_batches(images, range(4), [SQUASH], 3)))
-    assert keeper.write(cache, {}, 0.0) == ["decoded images are not kept: the disk is full"]
+    for batch in load_batches(images, range(4), [SQUASH], 3):
+        keeper.see(batch)
+    assert keeper.write({}, 0.0, cache) == ["decoded images are not kept: the disk is full"]

@@ -15,7 +15,7 @@ from virb.data.transforms import Geometry
 from virb.features import encoding, passes
 from virb.features.cache import FeatureCache
 from virb.features.encoding import Memory, Numerics, PassOptions, Sent, first_not_finite, send
-from virb.features.passes import Wanted, run_slice
+from virb.features.passes import Wanted, run_slices
 
 CPU = torch.device("cpu")
 OPTIONS = PassOptions(Numerics("float32", "cpu"), 4, 0)
@@ -73,7 +73,7 @@ def test_the_outputs_of_a_forward_are_taken_when_the_next_is_sent(
         monkeypatch.setitem(passes._BEHIND, "cpu", behind)
         cache = FeatureCache(tmp_path / str(behind))
         encoders: Any = {"a": Fake("a", log, fails), "b": Fake("b", log)}
-        report = run_slice(images, 0, 10, wanted("a", "b"), encoders, cache, CPU, OPTIONS)
+        report = run_slices(images, [(0, 10)], wanted("a", "b"), encoders, cache, CPU, OPTIONS)
         found[behind] = {key: reason.splitlines()[0] for key, reason in report.failed.items()}, files(cache)
         sends = [place for place, word in enumerate(log) if word != "take"]
         takes = [place for place, word in enumerate(log) if word == "take"]
@@ -95,7 +95,7 @@ def test_a_culprit_is_named_with_a_lag_too(images: ArrayImages, tmp_path: Path, 
 
     monkeypatch.setitem(passes._BEHIND, "cpu", 1)
     items = [item for item in wanted("a") if item.geometry == SMALL]
-    report = run_slice(images, 0, 10, items, {"a": Broken("a", [])}, FeatureCache(tmp_path), CPU, OPTIONS)  # type: ignore[dict-item]
+    report = run_slices(images, [(0, 10)], items, {"a": Broken("a", [])}, FeatureCache(tmp_path), CPU, OPTIONS)  # type: ignore[dict-item]
     assert report.failed == {items[1].key: "a gave NaN or infinite values of tokens[-1] for image 5; check its weights and normalisation"}
     assert FeatureCache(tmp_path).has_slice(items[0].key, 0)
 
@@ -152,6 +152,28 @@ def test_memory_that_can_be_spared_is_tried_before_smaller_batches() -> None:
     found = send(Greedy("g", []), pixels, ["embedding"], CPU, OPTIONS, memory).take()  # type: ignore[arg-type]
     assert len(found["embedding"].values) == 5
     assert (memory.notes, memory.most) == ([], {})
+
+
+@pytest.mark.parametrize("spared", [False, True])
+def test_outputs_that_find_no_room_are_encoded_again(monkeypatch: pytest.MonkeyPatch, spared: bool) -> None:
+    """The check for values that are not finite takes memory, too; half of a forward's outputs are never kept."""
+    pixels = torch.randint(0, 256, (11, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    requests = ["embedding", "tokens[-1]"]
+    expected = send(Fake("a", []), pixels, requests, CPU, OPTIONS).take()  # type: ignore[arg-type]
+    to_host, calls = encoding._to_host, []
+
+    def greedy(values: torch.Tensor) -> torch.Tensor:
+        calls.append(len(values))
+        if len(calls) == 7:  # the second output of the second forward
+            raise torch.OutOfMemoryError("no room")
+        return to_host(values)
+
+    monkeypatch.setattr(encoding, "_to_host", greedy)
+    memory = Memory(spare=lambda: spared)
+    found = send(Fake("a", []), pixels, requests, CPU, OPTIONS, memory).take()  # type: ignore[arg-type]
+    for request in requests:
+        assert torch.equal(torch.as_tensor(found[request].values), torch.as_tensor(expected[request].values))
+    assert set(memory.most.values()) == (set() if spared else {2})
 
 
 def test_first_not_finite() -> None:

@@ -16,7 +16,7 @@ from virb.data.placement import DenseTarget
 from virb.data.transforms import Geometry
 from virb.data.windows import WindowedImages, windowed_samples
 from virb.encoders.base import Encoder, EncoderSpec, InputSpec, Single, Stage
-from virb.features.passes import Numerics, PassOptions
+from virb.features.encoding import Numerics, PassOptions
 from virb.probes.base import RoleData, Seen
 from virb.probes.dense_data import DenseSplit
 from virb.probes.inputs import encoded_rows, role_data

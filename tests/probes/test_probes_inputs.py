@@ -19,8 +19,10 @@ from virb.encoders.load import load_encoder
 from virb.errors import BadImage, ViRBError
 from virb.features.ahead import expecting
 from virb.features.cache import FeatureCache
+from virb.features.counted import PassReport
+from virb.features.encoding import Numerics, PassOptions
 from virb.features.feature_set import MappedRows, SampleFeatures
-from virb.features.passes import Numerics, PassOptions, PassReport, Wanted, run_slice
+from virb.features.passes import Wanted, run_slices
 from virb.plan.limit import limit_split
 from virb.probes.inputs import (
     ImageBatches,
@@ -141,7 +143,7 @@ def test_find_bad_images(images):
 
 def cached(tmp_path, images, geometry, request, encoder) -> MappedRows:
     cache = FeatureCache(tmp_path)
-    report = run_slice(images, 0, len(images), [Wanted("it", geometry, request, "key")], {"it": encoder}, cache, CPU, OPTIONS)
+    report = run_slices(images, [(0, len(images))], [Wanted("it", geometry, request, "key")], {"it": encoder}, cache, CPU, OPTIONS)
     assert not report.failed
     return MappedRows(cache.slices("key", len(images)))
 

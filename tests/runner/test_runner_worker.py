@@ -83,7 +83,7 @@ def loaded(monkeypatch) -> Counter[str]:
 def test_many_encoders_are_loaded_once(tmp_path, loaded):
     plan = plan_of(pixels(12), tmp_path)
     passes = [unit for unit in plan.units if unit.kind == "pass"]
-    assert len(passes) == 4
+    assert [len(unit.payload.slices) for unit in passes] == [3, 1]
     assert all(len({item.encoder for item in unit.payload.wanted}) == 12 for unit in passes)
     do(plan, kinds=("pass",))
     assert loaded == {f"e{i:02d}": 1 for i in range(12)}
@@ -175,6 +175,51 @@ def test_a_part_of_an_entry_is_not_enough(tmp_path, reads):
     do(rest)
     assert reads == dict.fromkeys(plan.context.entries, 1)
     assert read_json(plan.settings.out / "e00" / "t" / "job.json")["tier"] == "host"
+
+
+def test_a_unit_makes_the_slices_that_are_not_there(tmp_path):
+    """Another run may have made some since this one was planned."""
+    whole = plan_of(pixels(2), tmp_path / "whole")
+    do(whole, kinds=("pass",))
+    source, plan = FeatureCache(whole.context.cache_folder), plan_of(pixels(2), tmp_path)
+    cache = FeatureCache(plan.context.cache_folder)
+    train = sorted(key for key, entry in plan.context.entries.items() if entry.n_rows > 512)
+    for key, start in ((train[0], 512), (train[1], 512), (train[1], 1024)):
+        for extension in ("bin", "json"):
+            path = cache.slice_path(key, start, extension)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source.slice_path(key, start, extension).read_bytes())
+    there = {path: path.stat().st_mtime_ns for path in cache.folder.rglob("*.bin")}
+    (unit,) = (unit for unit in plan.units if unit.kind == "pass" and train[0] in unit.outputs)
+    told, doer = [], make_doer(plan.context, "cpu")
+    report = doer(unit, lambda *said: told.append(said))
+    assert (report.failed, report.counts["rows"]) == ({}, 512 + 414)
+    assert told[-1] == ("encoding", 512 + 414, 512 + 414)
+    assert all(path.stat().st_mtime_ns == time for path, time in there.items())
+    for key in train:
+        for path in source.entry_folder(key).glob("0*.bin"):
+            assert (cache.entry_folder(key) / path.name).read_bytes() == path.read_bytes()
+    counts = doer(unit, lambda *_: None).counts
+    assert (counts["rows"], counts["decoded"]) == (0, 0)
+
+
+def test_what_an_interrupted_unit_has_cost(tmp_path):
+    plan = plan_of(pixels(1), tmp_path)
+    unit, doer = plan.units[0], make_doer(plan.context, "cpu")
+
+    def tell(phase, done, total):
+        if done > 1000:  # in the second of three slices
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        doer(unit, tell)
+    spent = doer.spent()
+    assert 1000 < spent.counts["rows"] <= 1024
+    assert spent.seconds["encode"] > 0
+    assert spent.seconds["compute"] == 0  # of units that did not come to their end there is no rate
+    (train,) = unit.outputs
+    assert FeatureCache(plan.context.cache_folder).has_slice(train, 0)
+    assert not FeatureCache(plan.context.cache_folder).has_slice(train, 1024)
 
 
 @pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu")])

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -164,45 +164,94 @@ def _in_line(source: _Source, parts: Iterable[np.ndarray]) -> Generator[LoadedBa
 def _ahead(source: _Source, parts: Iterable[np.ndarray], workers: int) -> Generator[LoadedBatch, None, None]:
     """The same by threads, with at most ``_BATCHES_AHEAD`` batches begun and not yet taken while the consumer has one."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="virb-decode")
-    waiting: deque[tuple[LoadedBatch, list[Future[float]]]] = deque()
+    waiting: deque[_Begun] = deque()
     try:
         for rows in parts:
-            batch = source.empty(rows)
-            waiting.append((batch, [pool.submit(source.fill, batch, place) for place in range(len(rows))]))
+            waiting.append(_Begun(source, source.empty(rows), pool, workers))
             if len(waiting) > _BATCHES_AHEAD:
-                yield _finished(*waiting.popleft())
+                waiting[0].finish()
+                yield waiting.popleft().batch
         while waiting:
-            yield _finished(*waiting.popleft())
+            waiting[0].finish()
+            yield waiting.popleft().batch
     finally:
+        for begun in waiting:
+            begun.stop()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(batch: LoadedBatch, fillings: Iterable[Future[float]]) -> LoadedBatch:
-    for filling in fillings:
-        batch.seconds += filling.result()
-    batch.bad = dict(sorted(batch.bad.items()))  # threads find bad images in any order
-    return batch
+class _Begun:
+    """A batch that threads fill. Each takes the next place when it is done with one: handing out every image by itself would keep the
+    caller's thread at it."""
+
+    def __init__(self, source: _Source, batch: LoadedBatch, pool: ThreadPoolExecutor, workers: int) -> None:
+        self.batch = batch
+        self._source, self._places = source, deque(range(len(batch.rows)))
+        self._errors: list[tuple[int, Exception]] = []
+        self._fillings = [pool.submit(self._fill) for _ in range(min(workers, len(batch.rows)))]
+
+    def stop(self) -> None:
+        self._places.clear()
+
+    def finish(self) -> None:
+        self.batch.seconds += sum(filling.result() for filling in self._fillings)
+        if self._errors:
+            raise min(self._errors, key=lambda error: error[0])[1]  # of the first place, whichever thread was first
+        self.batch.bad = dict(sorted(self.batch.bad.items()))  # threads find bad images in any order
+
+    def _fill(self) -> float:
+        seconds = 0.0
+        with suppress(IndexError):
+            while True:
+                place = self._places.popleft()
+                try:
+                    seconds += self._source.fill(self.batch, place)
+                except Exception as error:  # noqa: BLE001 - raised by the caller's thread
+                    self._errors.append((place, error))
+                    self.stop()
+        return seconds
 
 
-def on_device(batches: Iterator[LoadedBatch], device: torch.device) -> Iterator[LoadedBatch]:
+def on_device(batches: Iterator[LoadedBatch], device: torch.device, spare: Callable[[], bool] = lambda: False) -> Iterator[LoadedBatch]:
     """The same batches with their pixels on the device. On a GPU the next batch is copied there, by a stream of its own, while the one
-    before is encoded; batches should be pinned then, for the copy of other memory waits for the GPU."""
+    before is encoded; batches should be pinned then, for the copy of other memory waits for the GPU. A batch that finds no room has another
+    try when the one before is done and ``spare`` has freed what can be spared."""
     if device.type != "cuda":
         yield from batches
         return
     stream = side_stream(device, "pixels")
     held: tuple[LoadedBatch, torch.cuda.Event] | None = None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            began, arrived = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            began.record(stream)
-            moved = replace(batch, pixels={g: _moved(pixels, device) for g, pixels in batch.pixels.items()}, copied=(began, arrived))
-            arrived.record(stream)
-        if held is not None:
-            yield _handed_over(*held, device)
-        held = moved, arrived
+    unread: BadImage | None = None
+    try:
+        for batch in batches:
+            try:
+                sent = _sent(batch, device, stream)
+            except torch.OutOfMemoryError:
+                sent = None
+            if held is not None:
+                yield _handed_over(*held, device)
+                held = None
+            if sent is None:  # not in the except clause, where the error still holds what was copied
+                spare()
+                torch.cuda.empty_cache()
+                sent = _sent(batch, device, stream)
+            held, sent = sent, None
+    except BadImage as error:
+        unread = error  # the batch before has nothing to do with that
     if held is not None:
         yield _handed_over(*held, device)
+    if unread is not None:
+        raise unread
+
+
+def _sent(batch: LoadedBatch, device: torch.device, stream: torch.cuda.Stream) -> tuple[LoadedBatch, torch.cuda.Event]:
+    """The batch, on its way to the device, and the event of its arrival."""
+    with torch.cuda.stream(stream):
+        began, arrived = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record(stream)
+        moved = replace(batch, pixels={g: _moved(pixels, device) for g, pixels in batch.pixels.items()}, copied=(began, arrived))
+        arrived.record(stream)
+    return moved, arrived
 
 
 def _handed_over(batch: LoadedBatch, arrived: torch.cuda.Event, device: torch.device) -> LoadedBatch:

@@ -2,7 +2,7 @@
 
 An entry is one output of one encoder over one image list at one view. Its folder is named by the hash of a record of all that decides its
 values, and the record lies beside the values in clear. Values come in slices of ``SLICE_ROWS`` rows, one file each, written atomically and
-checksummed; a slice is there when its ``.json`` is there, an entry when all its slices are. So a killed pass loses the slice it was at.
+checksummed; a slice is there when its ``.json`` is there, an entry when all its slices are. So a killed pass loses what it was at.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ def compiled(encoder: Encoder, images: torch.Tensor, requests: Sequence[str]) ->
     known = _forwards.setdefault(encoder, {})
     wanted = (tuple(requests), tuple(images.shape))
     new = wanted not in known
-    run = known.setdefault(wanted, _forward(wanted[0]))
+    if new:
+        known[wanted] = _forward(wanted[0])
+    run = known[wanted]
     if isinstance(run, str):
         raise ViRBError(run)
     try:

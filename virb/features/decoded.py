@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -110,16 +110,14 @@ class Keeper:
         self._keep, self._start = keep, start
         self._rooms = {g: np.empty((stop - start, 3, *(g.size or (0, 0))), dtype=np.uint8) for g in keep}
 
-    def watch(self, batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
-        for batch in batches:
-            first = int(batch.rows[0]) - self._start
-            for geometry, room in self._rooms.items():
-                pixels = batch.pixels[geometry]
-                if not isinstance(pixels, list):
-                    room[first : first + len(pixels)] = pixels.numpy()
-            yield batch
+    def see(self, batch: LoadedBatch) -> None:
+        first = int(batch.rows[0]) - self._start
+        for geometry, room in self._rooms.items():
+            pixels = batch.pixels[geometry]
+            if not isinstance(pixels, list):
+                room[first : first + len(pixels)] = pixels.numpy()
 
-    def write(self, cache: FeatureCache, bad: Mapping[int, str], seconds: float) -> list[str]:
+    def write(self, bad: Mapping[int, str], seconds: float, cache: FeatureCache) -> list[str]:
         """Why what could not be written: nobody needs it, they decode again."""
         notes = []
         for geometry, key in self._keep.items():

@@ -86,9 +86,9 @@ class Sent:
         """Outputs (n, *shape) of the next images, on the device."""
         device = next((values.device for values in found.values()), torch.device("cpu"))
         with torch.inference_mode():
-            for request, values in found.items():
-                finite = torch.isfinite(values).flatten(1).all(1)
-                self._parts[request].append((_to_host(values), _to_host(finite)))
+            parts = {request: (_to_host(values), _to_host(torch.isfinite(values).flatten(1).all(1))) for request, values in found.items()}
+        for request, part in parts.items():  # all of them or, where one has no room, none
+            self._parts[request].append(part)
         if device.type == "cuda":
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(device))
@@ -193,10 +193,11 @@ def _send_block(
     while begin < len(pixels):
         size = min(batch_size, memory.most.get(kind, batch_size))
         try:
-            found = forward(encoder, pixels[begin : begin + size], requests, device, numerics, size)
+            sent.add(forward(encoder, pixels[begin : begin + size], requests, device, numerics, size))
+            room = True
         except torch.OutOfMemoryError:
-            found = None
-        if found is None:  # not in the except clause, where the error still holds the tensors of the failed forward
+            room = False
+        if not room:  # not in the except clause, where the error still holds the tensors of the failed forward
             if memory.spare():
                 continue
             torch.cuda.empty_cache()
@@ -205,7 +206,6 @@ def _send_block(
             memory.most[kind] = size // 2
             memory.notes.append(f"{device} ran out of memory encoding with {encoder.spec.name} (batch {size}): going on with {size // 2}")
             continue
-        sent.add(found)
         begin += size
 
 

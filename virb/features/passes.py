@@ -1,10 +1,13 @@
-"""A pass: one slice of an image list, each image decoded once, through every encoder and geometry that needs it, into the cache.
+"""A pass: slices of an image list, each image decoded once, through every encoder and geometry that needs it, into the cache.
 
-Bound by decoding for small encoders on a GPU, by the encoders otherwise; nothing but the outputs of one slice is held.
+Bound by decoding for small encoders on a GPU, by the encoders otherwise. One loader runs on over all slices, so that the first images of a
+slice are decoded while the last of the one before are encoded; and a finished slice is written while the next is at work. Batches never
+cross the border of a slice, and the outputs of two slices at most are held, whatever the length of the list.
 """
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,46 +20,21 @@ import numpy as np
 import torch
 
 from virb.data.images import ImageList
-from virb.data.loader import LoadedBatch, load_batches, on_device
+from virb.data.loader import LoadedBatch, load_parts, on_device
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
-from virb.errors import DiskFull, ViRBError, describe
-from virb.features.cache import FeatureCache, SliceFacts, as_stored
+from virb.errors import UnreadImage, ViRBError, describe
+from virb.features.cache import FeatureCache, SliceFacts
 from virb.features.clock import DeviceClock
+from virb.features.counted import PassReport, compile_counted, timed
 from virb.features.decoded import Keeper, Pixels
-from virb.features.encoding import (
-    Block,
-    Memory,
-    Numerics,
-    PassOptions,
-    Sent,
-    SentOneByOne,
-    encode,
-    first_not_finite,
-    forward,
-    not_finite,
-    send,
-    warm_up,
-)
+from virb.features.encoding import Block, Memory, PassOptions, Sent, SentOneByOne, not_finite, send
 from virb.features.held import HeldEntries
-
-__all__ = [
-    "Memory",
-    "Numerics",
-    "PassOptions",
-    "PassReport",
-    "Wanted",
-    "encode",
-    "encode_counted",
-    "first_not_finite",
-    "forward",
-    "not_finite",
-    "run_slice",
-    "timed",
-]
+from virb.features.writing import Output, SliceWriter
 
 # How many forwards have been sent when the outputs of one are taken. A GPU works on while the host looks at those of the one before.
 _BEHIND = {"cpu": 0, "cuda": 1}
+Bounds = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -69,25 +47,9 @@ class Wanted:
     key: str
 
 
-@dataclass
-class PassReport:
-    """What a slice, or the streams of a job, did: images decoded, seconds per stage, entries that failed and why. ``decode`` is waiting for
-    images; ``load`` (of the loader itself, by thread), ``transfer`` and ``compute`` (of the device in the encoders) go on beside the
-    others. ``compile`` is there when something was compiled, and no part of ``encode``."""
-
-    decoded: int = 0
-    rows: int = 0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("decode", "load", "transfer", "encode", "compute", "write"), 0.0)
-    )
-    failed: dict[str, str] = field(default_factory=dict)  # entry key -> reason
-    notes: list[str] = field(default_factory=list)
-
-
-def run_slice(
+def run_slices(
     images: ImageList,
-    start: int,
-    stop: int,
+    slices: Sequence[Bounds],
     wanted: Sequence[Wanted],
     encoders: Mapping[str, Encoder],
     cache: FeatureCache,
@@ -98,46 +60,57 @@ def run_slice(
     pixels: Pixels | None = None,
     held: HeldEntries | None = None,
     report: PassReport | None = None,
+    most_held: float = float("inf"),
 ) -> PassReport:
-    """Fills rows ``start`` to ``stop`` of every wanted entry. One encoder's failure does not stop the others.
+    """Fills these slices (start, stop), in order, of every wanted entry. One encoder's failure in a slice stops neither the others nor its
+    next slices, and an entry that cannot be written costs itself alone; where nobody goes on in a slice, the pass ends.
 
     ``memory`` is what earlier slices learned; its notes come into the report. ``pixels``: decoded images to read, and to keep; ``held``
-    gets what the cache gets, for jobs of this worker. ``report``: filled as the slice goes on, for who wants to know when it does not end.
+    gets what the cache gets, for jobs of this worker. ``report``: filled as the pass goes on, for who wants to know when it does not end.
+    ``most_held``: bytes of outputs; where those of two slices are more, one is written before the next goes on.
     Images that cannot be decoded are noted in the slice; each task decides what that means for its samples (``on_bad_image``). UnreadImage
-    goes on to the caller, and nothing of the slice is written: its key does not change when the disk or the shard is mended."""
+    goes on to the caller when the other slices are done, and nothing of its slice is written: its key does not change when the disk or the
+    shard is mended."""
     report = report or PassReport()
-    pixels = pixels or Pixels()
     memory = replace(memory, notes=report.notes) if memory is not None else Memory(report.notes)
-    work = _Slice(images, wanted, encoders, device, options, memory, report)
-    keeper = Keeper(pixels.keep, start, stop)
-
-    def count(n: int) -> None:
-        report.decoded += n
-
-    geometries = [*(item.geometry for item in wanted), *pixels.keep]
-    rows, pin = np.arange(start, stop), device.type == "cuda"
-    batches = load_batches(images, rows, geometries, options.batch_size, options.loader_threads, "skip", count, pin, pixels.read)
-    with closing(batches):
-        for batch in timed(on_device(keeper.watch(batches), device), report, "decode"):
-            report.seconds["load"] += batch.seconds / max(1, options.loader_threads)
-            work.add(batch)
-            report.rows += len(batch.rows)
-            tell(report.rows)
-            if wanted and len(report.failed) == len(wanted) and not pixels.keep:
-                return report
-    work.settle()
-    report.seconds["transfer"] = sum(work.copies.seconds().values())
-    report.seconds["compute"] = sum(work.encoding().values())
-    began = time.perf_counter()
-    work.write(start, cache, len(images), held)
-    report.notes += keeper.write(cache, work.bad, report.seconds["decode"])
-    report.seconds["write"] += time.perf_counter() - began
+    unread: UnreadImage | None = None
+    left = list(slices)
+    with SliceWriter(cache, len(images), held, most_held, report) as writer:
+        work = _Pass(images, wanted, encoders, device, options, memory, pixels or Pixels(), writer, report)
+        while left:
+            try:
+                work.run(left, tell)
+                break
+            except UnreadImage as error:
+                unread, left = unread or error, left[work.give_up() + 1 :]
+        work.settle()
+        writer.settle()
+    if unread is not None:
+        raise unread
     return report
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slice:
-    """The outputs of a slice while it is encoded."""
+    """A slice while it is encoded."""
+
+    start: int
+    stop: int
+    keeper: Keeper
+    copies: DeviceClock
+    clock: DeviceClock
+    missing: int  # rows that have not come
+    on_the_way: int = 0  # forwards whose outputs have not been taken
+    waited: float = 0.0  # seconds, for its images
+    bad: dict[int, str] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)  # keys of entries
+    kept: dict[str, list[Block]] = field(default_factory=lambda: defaultdict(list))
+    seconds: dict[Any, float] = field(default_factory=lambda: defaultdict(float))  # by geometry and encoder
+
+
+@dataclass
+class _Pass:
+    """The slices of a pass while their images come."""
 
     images: ImageList
     wanted: Sequence[Wanted]
@@ -145,58 +118,111 @@ class _Slice:
     device: torch.device
     options: PassOptions
     memory: Memory
+    pixels: Pixels
+    writer: SliceWriter
     report: PassReport
-    bad: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.copies, self._clock = DeviceClock(self.device), DeviceClock(self.device)
         self._forwards: dict[tuple[Geometry, str], list[Wanted]] = defaultdict(list)
         for item in self.wanted:
             self._forwards[item.geometry, item.encoder].append(item)
-        self._kept: dict[str, list[Block]] = defaultdict(list)
-        self._seconds = dict.fromkeys(self._forwards, 0.0)
-        self._sent: deque[tuple[list[Wanted], np.ndarray, Sent | SentOneByOne]] = deque()
+        self._slices: deque[_Slice] = deque()  # begun and not finished, in order
+        self._finished = 0
+        self._sent: deque[tuple[_Slice, list[Wanted], np.ndarray, Sent | SentOneByOne]] = deque()
 
-    def add(self, batch: LoadedBatch) -> None:
-        """Encodes a batch for everybody; on a GPU the last outputs may still be on their way then."""
-        self.bad.update(batch.bad)
-        if batch.copied:
-            self.copies.between("copy", *batch.copied)
-        skip = [place for place, row in enumerate(batch.rows.tolist()) if row in batch.bad]
-        for (geometry, _), items in self._forwards.items():
-            live = [item for item in items if item.key not in self.report.failed]
-            if not live:
-                continue
-            sent = self._guarded(live, partial(self._send, live, batch.pixels[geometry], skip))
-            if sent is not None:
-                self._sent.append((live, batch.rows, sent))
-            self.settle(_BEHIND[self.device.type])
+    def run(self, slices: Sequence[Bounds], tell: Callable[[int], None]) -> None:
+        """All images of these slices, or until nobody goes on; the last outputs may still be on their way then."""
+        self._finished = 0
+        options, size = self.options, self.options.batch_size
+        parts = (np.arange(begin, min(begin + size, stop)) for start, stop in slices for begin in range(start, stop, size))
+        geometries = [*(item.geometry for item in self.wanted), *self.pixels.keep]
+        pin = self.device.type == "cuda"
+        batches = load_parts(self.images, parts, geometries, options.loader_threads, "skip", self._count, pin, self.pixels.read)
+        with closing(batches):
+            before = self.report.seconds["decode"]
+            arriving = on_device(self._watched(batches, slices), self.device, self.memory.spare)
+            for batch in timed(arriving, self.report, "decode"):
+                here = self._slice_of(batch)
+                here.waited += self.report.seconds["decode"] - before
+                self.report.seconds["load"] += batch.seconds / max(1, options.loader_threads)
+                self._add(here, batch)
+                self.report.rows += len(batch.rows)
+                tell(self.report.rows)
+                gone = here.failed | self.writer.full
+                if self.wanted and not self.pixels.keep and all(item.key in gone for item in self.wanted):
+                    return
+                del batch  # the next one may need its memory
+                before = self.report.seconds["decode"]
 
-    def _send(self, items: Sequence[Wanted], pixels: Any, skip: Sequence[int]) -> Sent | SentOneByOne:
-        encoder, requests = self.encoders[items[0].encoder], [item.request for item in items]
-        _compile(self.report, encoder, pixels, requests, self.device, self.options)
-        began = time.perf_counter()
-        try:
-            with self._clock.on((items[0].geometry, items[0].encoder)):
-                return send(encoder, pixels, requests, self.device, self.options, self.memory, skip)
-        finally:
-            self._spent(items, began)
+    def give_up(self) -> int:
+        """After an image that could not be read: finishes the slices before its own and forgets that one. Returns how many they are."""
+        self.settle()
+        self._slices.clear()
+        return self._finished
 
     def settle(self, behind: int = 0) -> None:
-        """Takes the outputs of all forwards but the last few."""
+        """Takes the outputs of all forwards but the last few, and hands on the slices that are finished by that."""
         while len(self._sent) > behind:
-            items, rows, sent = self._sent.popleft()
+            here, items, rows, sent = self._sent.popleft()
+            here.on_the_way -= 1
             began = time.perf_counter()
-            found = self._guarded(items, sent.take)
+            found = self._guarded(here, items, sent.take)
             for item in items if found is not None else ():
                 values, culprit = found[item.request].values, found[item.request].culprit
                 if culprit is not None:
-                    self._fail(item, not_finite(item.encoder, item.request, self.images, int(rows[culprit])))
-                elif item.key not in self.report.failed:
-                    self._kept[item.key].append(values)
-            self._spent(items, began)
+                    self._fail(here, item, not_finite(item.encoder, item.request, self.images, int(rows[culprit])))
+                elif item.key not in here.failed:
+                    here.kept[item.key].append(values)
+            self._spent(here, items, began)
+        self._hand_on()
 
-    def _guarded(self, items: Sequence[Wanted], work: Callable[[], Any]) -> Any:
+    def _count(self, n: int) -> None:
+        self.report.decoded += n
+
+    def _watched(self, batches: Iterator[LoadedBatch], slices: Sequence[Bounds]) -> Iterator[LoadedBatch]:
+        """The same batches; what is kept of their pixels is set aside before they leave the host."""
+        starts = [start for start, _ in slices]
+        for batch in batches:
+            start, stop = slices[bisect.bisect(starts, int(batch.rows[0])) - 1]
+            if not self._slices or self._slices[-1].start != start:
+                clocks = DeviceClock(self.device), DeviceClock(self.device)
+                self._slices.append(_Slice(start, stop, Keeper(self.pixels.keep, start, stop), *clocks, stop - start))
+            self._slices[-1].keeper.see(batch)
+            yield batch
+
+    def _slice_of(self, batch: LoadedBatch) -> _Slice:
+        row = int(batch.rows[0])
+        return next(one for one in self._slices if one.start <= row < one.stop)
+
+    def _add(self, here: _Slice, batch: LoadedBatch) -> None:
+        """Encodes a batch for everybody; on a GPU the last outputs may still be on their way then."""
+        here.bad.update(batch.bad)
+        if batch.copied:
+            here.copies.between("copy", *batch.copied)
+        skip = [place for place, row in enumerate(batch.rows.tolist()) if row in batch.bad]
+        for (geometry, _), items in self._forwards.items():
+            live = [item for item in items if item.key not in here.failed and item.key not in self.writer.full]
+            if not live:
+                continue
+            sent = self._guarded(here, live, partial(self._send, here, live, batch.pixels[geometry], skip))
+            if sent is not None:
+                here.on_the_way += 1
+                self._sent.append((here, live, batch.rows, sent))
+            self.settle(_BEHIND[self.device.type])
+        here.missing -= len(batch.rows)
+        self._hand_on()
+
+    def _send(self, here: _Slice, items: Sequence[Wanted], pixels: Any, skip: Sequence[int]) -> Sent | SentOneByOne:
+        encoder, requests = self.encoders[items[0].encoder], [item.request for item in items]
+        compile_counted(self.report, encoder, pixels, requests, self.device, self.options)
+        began = time.perf_counter()
+        try:
+            with here.clock.on((items[0].geometry, items[0].encoder)):
+                return send(encoder, pixels, requests, self.device, self.options, self.memory, skip)
+        finally:
+            self._spent(here, items, began)
+
+    def _guarded(self, here: _Slice, items: Sequence[Wanted], work: Callable[[], Any]) -> Any:
         """What ``work`` gives; None when it fails, which is the items' failure alone."""
         try:
             return work()
@@ -205,93 +231,35 @@ class _Slice:
         except Exception as error:  # noqa: BLE001 - a user's network may raise anything; the other encoders of the pass go on
             reason = f"{items[0].encoder}: {describe(error)}"
         for item in items:
-            self._fail(item, reason)
+            self._fail(here, item, reason)
         return None
 
-    def _fail(self, item: Wanted, reason: str) -> None:
+    def _fail(self, here: _Slice, item: Wanted, reason: str) -> None:
         self.report.failed.setdefault(item.key, reason)
-        self._kept.pop(item.key, None)
+        here.failed.add(item.key)
+        here.kept.pop(item.key, None)
 
-    def _spent(self, items: Sequence[Wanted], began: float) -> None:
+    def _spent(self, here: _Slice, items: Sequence[Wanted], began: float) -> None:
         seconds = time.perf_counter() - began
-        self._seconds[items[0].geometry, items[0].encoder] += seconds
+        here.seconds[items[0].geometry, items[0].encoder] += seconds
         self.report.seconds["encode"] += seconds
 
-    def encoding(self) -> Mapping[Any, float]:
-        """Seconds of each encoder at each geometry: of the device where it works beside the host."""
-        return self._clock.seconds() if self.device.type == "cuda" else self._seconds
+    def _hand_on(self) -> None:
+        """Finished slices are written, in order."""
+        while self._slices and not self._slices[0].missing and not self._slices[0].on_the_way:
+            here = self._slices.popleft()
+            self._finished += 1
+            self.report.seconds["transfer"] += sum(here.copies.seconds().values())
+            if self.device.type == "cuda":  # of the device, which works beside the host
+                here.seconds = here.clock.seconds()
+            self.report.seconds["compute"] += sum(here.seconds.values())
+            self.writer.put(here.start, list(self._outputs(here)), here.bad, partial(here.keeper.write, here.bad, here.waited))
 
-    def write(self, start: int, cache: FeatureCache, n_rows: int, held: HeldEntries | None) -> None:
-        """Into the cache, and what it stores into memory too."""
-        encoding = self.encoding()
+    def _outputs(self, here: _Slice) -> Iterator[Output]:
         for (geometry, name), items in self._forwards.items():
             # All who wanted a slice paid for its decoding, and all outputs of a forward for that one.
-            seconds = {
-                "decode": self.report.seconds["decode"] / len(self.wanted),
-                "encode": encoding.get((geometry, name), 0.0) / len(items),
-            }
+            seconds = {"decode": here.waited / len(self.wanted), "encode": here.seconds.get((geometry, name), 0.0) / len(items)}
             facts = SliceFacts(seconds, self.memory.reduced(self.encoders[name].spec.name, geometry, self.options.batch_size))
             for item in items:
-                if item.key in self.report.failed:
-                    continue
-                block = _as_block(self._kept.pop(item.key))
-                block = as_stored(block) if isinstance(block, np.ndarray) else block
-                try:
-                    written = cache.write_slice(item.key, start, block, self.bad, facts)
-                except DiskFull as error:  # others may be smaller
-                    self._fail(item, describe(error))
-                    continue
-                if held is not None and isinstance(block, np.ndarray):
-                    held.keep(item.key, n_rows, start, block, self.bad, written)
-
-
-def encode_counted(
-    report: PassReport,
-    encoder: Encoder,
-    pixels: Any,
-    requests: Sequence[str],
-    device: torch.device,
-    options: PassOptions,
-    memory: Memory | None = None,
-) -> dict[str, list[torch.Tensor]]:
-    """``encode`` for streams: what it takes is added to the report."""
-    _compile(report, encoder, pixels, requests, device, options)
-    clock, began = DeviceClock(device), time.perf_counter()
-    with clock.on("encode"):
-        sent = send(encoder, pixels, requests, device, options, memory)
-    found = {request: list(taken.values) for request, taken in sent.take().items()}
-    seconds = time.perf_counter() - began
-    report.seconds["encode"] += seconds
-    report.seconds["compute"] += sum(clock.seconds().values()) if device.type == "cuda" else seconds
-    return found
-
-
-def _compile(
-    report: PassReport, encoder: Encoder, pixels: Any, requests: Sequence[str], device: torch.device, options: PassOptions
-) -> None:
-    """With ``--compile``, before the clock of a forward runs."""
-    if options.numerics.compile:
-        began = time.perf_counter()
-        warm_up(encoder, pixels, requests, device, options)
-        report.seconds["compile"] = report.seconds.get("compile", 0.0) + time.perf_counter() - began
-
-
-def _as_block(blocks: Sequence[Block]) -> np.ndarray | list[np.ndarray]:
-    whole = [block for block in blocks if isinstance(block, torch.Tensor)]
-    if len(whole) == len(blocks) and len({block.shape[1:] for block in whole}) == 1:
-        return torch.cat(whole).numpy()
-    rows = [row for block in blocks for row in block]
-    if len({row.shape for row in rows}) == 1:
-        return torch.stack(rows).numpy()
-    return [row.numpy() for row in rows]
-
-
-def timed(batches: Iterator[Any], report: PassReport, stage: str) -> Iterator[Any]:
-    """The same batches; what waiting for them takes is added to the report."""
-    while True:
-        began = time.perf_counter()
-        batch = next(batches, None)
-        report.seconds[stage] += time.perf_counter() - began
-        if batch is None:
-            return
-        yield batch
+                if item.key not in here.failed and item.key not in self.writer.full:
+                    yield Output(item.key, here.kept.pop(item.key), facts)

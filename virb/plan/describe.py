@@ -110,7 +110,7 @@ def _numbers(plan: Plan) -> Iterator[str]:
     """The plan in numbers, one thing a line."""
     # Without sharing, every image list of every job is a pass of its own; samples held out of fit come from the list of fit.
     separate = sum(len({role.list_id for role in job.roles.values()}) for job in plan.to_do)
-    slices = sum(1 for unit in plan.units if unit.kind == "pass")
+    slices = sum(len(unit.payload.slices) for unit in plan.units if unit.kind == "pass")
     geometries = geometry_names(plan.jobs)
     named = ", ".join(f"{name} ({many(count, 'job')})" for name, count in geometries.items())
     yield f"jobs        {len(plan.to_do):,} to run, {len(plan.done):,} done"

@@ -11,8 +11,9 @@ from virb.config import EncoderConfig, InputOverride, Where
 from virb.data.images import ImageList, Samples
 from virb.data.transforms import Geometry
 from virb.encoders.base import EncoderSpec
-from virb.features.cache import EntryRecord
-from virb.features.passes import Numerics, Wanted
+from virb.features.cache import SLICE_ROWS, EntryRecord
+from virb.features.encoding import Numerics
+from virb.features.passes import Wanted
 from virb.plan.graph import Unit
 from virb.plan.heads import HeadSource
 from virb.probes.base import Listed
@@ -160,13 +161,17 @@ class Draft:
 
 @dataclass(frozen=True)
 class PassWork:
-    """Payload of a ``pass`` unit: one slice of one image list."""
+    """Payload of a ``pass`` unit: slices of one image list that follow each other."""
 
     list_id: str
     start: int
     stop: int
     wanted: tuple[Wanted, ...]
     keep: tuple[Geometry, ...] = ()  # the decoded images of these are kept
+
+    @property
+    def slices(self) -> list[tuple[int, int]]:
+        return [(start, min(start + SLICE_ROWS, self.stop)) for start in range(self.start, self.stop, SLICE_ROWS)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from virb.data.images import ImageList
 from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder, Request
 from virb.errors import UserError, ViRBError
-from virb.features.passes import Numerics, forward
+from virb.features.encoding import Numerics, forward
 
 _IMAGES = 4  # of noise, in one batch
 _LONG = 1.5  # seconds after which a trial is not repeated

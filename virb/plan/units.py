@@ -21,6 +21,7 @@ from virb.plan.graph import Unit
 from virb.plan.jobs import Draft, Entry, Job, PassWork, Plan, PlannedEncoder, RunContext, RunSettings
 from virb.plan.parts import SPEED, choose_shared, load_of, release_after_parts, share_out, stages_of
 from virb.plan.stores import Stores, plan_stores, reads_of_fit
+from virb.plan.stretches import join_slices
 from virb.probes.base import FIT, by_epochs
 from virb.results.store import finished
 from virb.tasks.resolve import get_probe
@@ -58,7 +59,8 @@ def assemble(draft: Draft) -> Plan:
         for job, unit in zip(to_do, job_units, strict=True)
     ]
     shared = choose_shared(loads, n_devices)
-    units = release_after_parts([*stores.units, *share_out(job_units, loads, shared, n_devices)])
+    planned = release_after_parts([*stores.units, *share_out(job_units, loads, shared, n_devices)])
+    units = join_slices(planned, n_devices, settings.device_kind)
     provenance = {f"text {label}": text for label, text in draft.texts.items() if text}
     return Plan(
         settings=settings,

@@ -19,8 +19,9 @@ from virb.data.transforms import Geometry
 from virb.encoders.base import Encoder
 from virb.errors import BadImage, UnreadImage, ViRBError
 from virb.features.cache import as_stored
+from virb.features.counted import PassReport, encode_counted, timed
+from virb.features.encoding import Memory, PassOptions, first_not_finite, not_finite
 from virb.features.feature_set import EncodedRows, Rows, SampleFeatures
-from virb.features.passes import Memory, PassOptions, PassReport, encode_counted, first_not_finite, not_finite, timed
 from virb.io import hash_record
 from virb.probes.base import Batch, OnlineSample, RoleData, Seen
 

@@ -20,7 +20,7 @@ STAGES = {
     "transfer": "moving them to the device, while encoders are at work",
     "compile": "compiling encoders",
     "encode": "running encoders",
-    "write": "writing features",
+    "write": "waiting for features to be written",
     "read": "reading features",
     "head": "training and applying heads",
     "metrics": "scoring, with intervals",

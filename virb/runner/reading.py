@@ -16,11 +16,12 @@ from virb.data.windows import WindowedImages
 from virb.encoders.base import Encoder
 from virb.errors import ViRBError
 from virb.features.cache import DamagedSlices, FeatureCache, Slice
+from virb.features.counted import PassReport
+from virb.features.encoding import Memory, PassOptions
 from virb.features.feature_set import EncodedRows, MappedRows, Rows
 from virb.features.held import HeldEntries, HeldRows
 from virb.features.limits import working_tier
 from virb.features.local_copies import bring, place_of
-from virb.features.passes import Memory, PassOptions, PassReport
 from virb.features.uses import alone
 from virb.io import can_write
 from virb.plan.describe import many

@@ -16,10 +16,10 @@ from virb.encoders.load import load_encoder
 from virb.errors import ViRBError, describe
 from virb.features.cache import FeatureCache, as_stored, slice_bounds
 from virb.features.decoded import DecodedImages
+from virb.features.encoding import PassOptions, encode
 from virb.features.feature_set import MappedRows
 from virb.features.inventory import StoredEntry, damaged_slices
 from virb.features.layout import place
-from virb.features.passes import PassOptions, encode
 from virb.plan.jobs import Draft
 from virb.plan.stores import possible_stores
 from virb.runner.devices import set_up

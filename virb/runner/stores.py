@@ -19,13 +19,13 @@ class PixelStores:
         self._context, self._cache = context, cache
         self._opened: dict[str, DecodedImages] = {}  # by jobs: slices are checked once, not once a job
 
-    def of_pass(self, work: PassWork, wanted: Sequence[Wanted], notes: list[str]) -> Pixels:
+    def of_slice(self, work: PassWork, start: int, wanted: Sequence[Wanted], notes: list[str]) -> Pixels:
         """What is there is read, what the plan wants kept and is not there is kept."""
         stores = self._context.stores.get(work.list_id, {})
         keep: dict[Geometry, str] = {}
         for geometry in (g for g in work.keep if stores[g].key not in self._cache.no_room):
             store = stores[geometry]
-            if self._cache.has_slice(store.key, work.start):
+            if self._cache.has_slice(store.key, start):
                 continue
             try:
                 about = {"encoder": "decoded images", "images": self._context.lists[work.list_id].name}

@@ -1,4 +1,4 @@
-"""Does one unit of work on one device: a slice of a pass, or a job from features (cached or encoded as they are read)."""
+"""Does one unit of work on one device: slices of a pass, or a job from features (cached or encoded as they are read)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from virb.encoders.base import Encoder
 from virb.encoders.load import load_encoder
 from virb.errors import DiskFull, UserError, ViRBError
 from virb.features.cache import FeatureCache
+from virb.features.counted import PassReport
+from virb.features.decoded import Pixels
+from virb.features.encoding import Memory, PassOptions
 from virb.features.held import HeldEntries
 from virb.features.layout import place
-from virb.features.limits import encoder_limit, weight_bytes
-from virb.features.passes import Memory, PassOptions, PassReport, run_slice
+from virb.features.limits import encoder_limit, slice_limit, weight_bytes
+from virb.features.passes import Wanted, run_slices
 from virb.features.uses import remove_entries
 from virb.io import available_cores
 from virb.metrics.base import find_metric
@@ -78,7 +81,7 @@ class _Doer:
         self.memory = Memory(spare=self.held.clear) if self.held is not None else Memory()
         self.pixels = PixelStores(context, self.cache)
         self._encoders: OrderedDict[str, Encoder] = OrderedDict()  # the one used last at the end
-        self._limit = encoder_limit(settings.devices)
+        self._limit, self._most_held = encoder_limit(settings.devices), slice_limit(settings.devices)
         self._before = 0, 0  # DECODED and REFUSED when the unit at hand began
         self._work = PassReport()  # of the pass at hand, or of the streams of the job at hand
         self._mended = PassReport()  # of the slices that the job at hand found damaged and made again
@@ -102,7 +105,8 @@ class _Doer:
         """What the unit at hand has cost so far, whether it has failed, is interrupted or goes on."""
         counts = self._decoded()
         if self._facts is None:
-            return UnitReport(counts={**counts, "rows": self._work.rows}, seconds=dict(self._work.seconds))
+            # What the encoders took of the images that have come is not known yet, so it makes no rate.
+            return UnitReport(counts={**counts, "rows": self._work.rows}, seconds={**self._work.seconds, "compute": 0.0})
         stage, began = self._stage
         now = schema.Timing(stage=stage, seconds=time.perf_counter() - began)
         seconds = job_seconds([*self._facts.timings, now], None, self._work.seconds, self._mended.seconds)
@@ -149,44 +153,61 @@ class _Doer:
 
     def _pass(self, work: PassWork, tell: Tell, into: PassReport, held: HeldEntries | None = None) -> UnitReport:
         images = self.context.lists[work.list_id]
-        wanted = [item for item in work.wanted if not self.cache.has_slice(item.key, work.start)]
+        missing = {bounds: [w for w in work.wanted if not self.cache.has_slice(w.key, bounds[0])] for bounds in work.slices}
+        needed = dict.fromkeys(item for items in missing.values() for item in items)
         report = UnitReport()
         encoders: dict[str, Encoder] = {}
         together = {item.encoder for item in work.wanted}
-        for item in wanted:
+        for item in needed:
             if item.encoder not in encoders and item.key not in report.failed:
                 try:
                     encoders[item.encoder] = self.encoder(item.encoder, together)
                 except ViRBError as error:
-                    report.failed.update({other.key: str(error) for other in wanted if other.encoder == item.encoder})
-        wanted = [item for item in wanted if item.key not in report.failed]
-        pixels = self.pixels.of_pass(work, wanted, report.notes)
-        if not wanted and not pixels.keep:
-            return report
-        for item in wanted:
-            about = {"encoder": item.encoder, "images": images.name}
-            self.cache.prepare(self.context.entries[item.key].record, len(images), about)
-        total = work.stop - work.start
-        done = run_slice(
-            images,
-            work.start,
-            work.stop,
-            wanted,
-            encoders,
-            self.cache,
-            self.device,
-            self.options,
-            lambda rows: tell("encoding" if wanted else "decoding", rows, total),
-            self.memory,
-            pixels,
-            held,
-            into,
-        )
-        report.failed.update(done.failed)
-        report.notes += done.notes
-        report.counts = {"rows": done.rows if wanted else 0}
-        report.seconds = done.seconds
+                    report.failed.update({other.key: str(error) for other in needed if other.encoder == item.encoder})
+        for item in needed:
+            if item.key not in report.failed:
+                about = {"encoder": item.encoder, "images": images.name}
+                self.cache.prepare(self.context.entries[item.key].record, len(images), about)
+        stretches = self._stretches(work, missing, report)
+        total = sum(stop - start for slices, _, _ in stretches for start, stop in slices)
+        for slices, wanted, pixels in stretches:
+            doing = "encoding" if wanted else "decoding"
+            run_slices(
+                images,
+                slices,
+                wanted,
+                encoders,
+                self.cache,
+                self.device,
+                self.options,
+                lambda rows, doing=doing: tell(doing, rows, total),  # type: ignore[misc]
+                self.memory,
+                pixels,
+                held,
+                into,
+                self._most_held,
+            )
+        report.failed.update(into.failed)
+        report.notes += into.notes
+        report.counts = {"rows": into.rows if work.wanted else 0}
+        report.seconds = into.seconds
         return report
+
+    def _stretches(
+        self, work: PassWork, missing: Mapping[tuple[int, int], list[Wanted]], report: UnitReport
+    ) -> list[tuple[list[tuple[int, int]], list[Wanted], Pixels]]:
+        """Slices in a row of which the same has to be made: all of them, unless another run was at work here since this one was planned."""
+        found: list[tuple[list[tuple[int, int]], list[Wanted], Pixels]] = []
+        for bounds, items in missing.items():
+            wanted = [item for item in items if item.key not in report.failed]
+            pixels = self.pixels.of_slice(work, bounds[0], wanted, report.notes)
+            if not wanted and not pixels.keep:
+                continue
+            if found and (found[-1][0][-1][1], found[-1][1], found[-1][2].keep) == (bounds[0], wanted, pixels.keep):
+                found[-1][0].append(bounds)
+            else:
+                found.append(([bounds], wanted, pixels))
+        return found
 
     def _reader(self, job: Job, facts: JobFacts) -> JobReader:
         self.memory.notes.clear()
