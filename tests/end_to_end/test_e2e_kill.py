@@ -117,6 +117,7 @@ def test_ten_kills_at_random_moments(bench: Bench) -> None:
             seen = keep_watch(out, seen)
             assert_same_results(calm, out)
             rounds += 1
+            moments[-1] *= 0.8  # the machine may have been busier while the calm run was at work
             assert rounds < 2 * KILLS
             out, seen = bench.folder / f"out{rounds}", {}
             continue
